@@ -1,0 +1,93 @@
+"""Which device computes, in which precision, with how many threads, and why."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from denoise_core.errors import DenoiseError
+
+Precision = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a fit runs: `name` as torch writes it, `precision` of the convolutions in a fit, `reason` for both."""
+
+    name: str
+    precision: Precision
+    threads: int
+    reason: str
+
+
+def choose(device: str = "auto") -> Device:
+    """Choose the device and its precision from what the machine says it is, never from a timing.
+
+    A timing would make the same command give other bytes on a busy day.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda", "cuda:N"}
+        `auto` is the first CUDA device, or the CPU where there is none.
+
+    Raises
+    ------
+    DenoiseError
+        For an unknown name, and for a CUDA device that is not there.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device == "auto" and count == 0):
+        return _cpu("no CUDA device is present" if device == "auto" else "the CPU was asked for")
+    kind, colon, number = device.partition(":")
+    if device != "auto" and (kind != "cuda" or (colon and not (number.isascii() and number.isdigit()))):
+        raise DenoiseError(f"Unknown device {device!r}: use auto, cpu, cuda or cuda:N, for example cuda:0.")
+    index = int(number) if colon else 0
+    if index >= count:
+        found = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count)) or "no CUDA device"
+        raise DenoiseError(f"Device {device} is not there: this machine has the CPU and {found}; use --device auto.")
+    major, minor = torch.cuda.get_device_capability(index)
+    chosen = f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
+    if major >= 8:
+        return Device(f"cuda:{index}", "bfloat16", cpu_threads(), f"{chosen}: has bfloat16 tensor cores")
+    return Device(f"cuda:{index}", "float32", cpu_threads(), f"{chosen}: bfloat16 needs 8.0 or later")
+
+
+def _cpu(why: str) -> Device:
+    import torch
+
+    if _processor_has("_is_amx_tile_supported"):
+        return Device("cpu", "bfloat16", cpu_threads(), f"{why}; the processor has AMX matrix tiles")
+    if _processor_has("_is_avx512_bf16_supported"):
+        return Device("cpu", "bfloat16", cpu_threads(), f"{why}; the processor has AVX512_BF16")
+    level = torch.backends.cpu.get_cpu_capability()
+    return Device("cpu", "float32", cpu_threads(), f"{why}; the processor ({level}) has no fast bfloat16")
+
+
+def _processor_has(probe: str) -> bool:
+    import torch
+
+    # torch's own probes have no public name; without one, float32 is the safe answer.
+    ask = getattr(torch.cpu, probe, None)
+    return bool(ask is not None and ask())
+
+
+def cpu_threads() -> int:
+    """How many threads to compute with: OMP_NUM_THREADS, or the cores that this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if asked.isascii() and asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _container_cores() or cores))
+
+
+def _container_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+    """Cores that a container's quota grants, rounded up; more threads than that only wait for each other."""
+    try:
+        quota, period = limit.read_text().split()[:2]
+        return None if quota == "max" else max(1, -(-int(quota) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

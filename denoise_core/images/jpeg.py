@@ -1,0 +1,232 @@
+"""JPEG (ITU-T T.81) through libjpeg-turbo, every metadata segment copied as it stands.
+
+libjpeg fills what is missing with grey and only warns. So the marker structure is walked here, and every picture is
+decoded twice, the second time with other bytes where each run of coded data ends: pixels that differ were made up.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denoise_core.images.model import Header, Image, ImageError, check_size
+
+QUALITY = 95
+
+_EOI, _SOS, _COM, _DNL = 0xD9, 0xDA, 0xFE, 0xDC
+_FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
+_ARITHMETIC = {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+_LOSSLESS = {0xC3, 0xC5, 0xC6, 0xC7}
+# A pixel takes part in at least one bit of each block; 32 × 32 pixels in 9 blocks is the sparsest sampling.
+_PIXELS_A_BYTE = 1024
+_MARKER_IN_SCAN = re.compile(rb"\xff+([^\x00\xff])")
+_FILLER = bytes((37 * i + 0x5B) % 251 for i in range(24))
+_MOST_SEGMENTS = 100_000
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The metadata segments (APPn and COM), framed and ready to copy."""
+
+    segments: bytes
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A JPEG's frame header."""
+
+    width: int
+    height: int
+    components: int
+
+
+@dataclass(frozen=True)
+class _Stream:
+    frame: Frame
+    segments: list[tuple[int, bytes]]  # marker and body of each APPn and COM
+    ends: list[int]  # where each run of coded data ends
+    end: int  # one past the end mark
+
+
+def read_header(file: BinaryIO, *, max_pixels: int) -> Header:
+    """The header of an open JPEG; reads segment headers up to the frame's and no more. Raises ImageError."""
+    at = 2
+    for _ in range(_MOST_SEGMENTS):
+        file.seek(at)
+        head = file.read(4)
+        if len(head) < 4:
+            break
+        if head[0] != 0xFF:
+            raise ImageError(f"the JPEG is damaged: there is no marker at byte {at:,}")
+        if head[1] == 0xFF:
+            at += 1
+            continue
+        if head[1] in (_SOS, _EOI):
+            break
+        length = int.from_bytes(head[2:], "big")
+        if _is_frame(head[1]):
+            frame = _frame(head[1], file.read(max(0, length - 2)))
+            check_size(frame.width, frame.height, max_pixels)
+            return _header(frame, adobe=None)
+        at += 2 + length
+    raise ImageError("the JPEG is truncated: it has no image header")
+
+
+def decode(data: bytes, *, max_pixels: int) -> Image:
+    """Decode a JPEG; raises ImageError for what is damaged or not supported."""
+    stream = _walk(data, max_pixels)
+    header = _header(stream.frame, adobe=_adobe_transform(stream.segments))
+    samples = decode_samples(data[: stream.end], max_pixels=max_pixels)
+    notes = []
+    if data[stream.end :].strip(b"\0\xff"):
+        notes.append("data after the end of the image")
+    kept = []
+    for marker, body in stream.segments:
+        if marker == 0xE2 and body.startswith(b"MPF\0"):
+            notes.append("index of further images")  # its offsets point into the source file
+        elif marker == 0xEE and body.startswith(b"Adobe") and _adobe_transform([(marker, body)]) != 1:
+            pass  # says how the source stored its colours; the output stores them in the usual way
+        else:
+            kept.append(struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body)
+    return Image(
+        container="jpeg",
+        axes=header.axes,
+        dtype="uint8",
+        pixels=samples[..., 0] if samples.shape[2] == 1 else samples,
+        alpha=None,
+        notes=tuple(dict.fromkeys(notes)),
+        carried=Carried(b"".join(kept)),
+    )
+
+
+def encode(image: Image, pixels: NDArray[Any]) -> bytes:
+    """A JPEG of `pixels` at quality 95 and full chroma resolution, with the image's metadata segments."""
+    import imagecodecs
+
+    carried = image.carried
+    if not isinstance(carried, Carried):
+        raise TypeError("the image was not decoded from a JPEG")
+    plain = imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=QUALITY, subsampling="444", optimize=True)
+    rest = 2
+    while plain[rest] == 0xFF and 0xE0 <= plain[rest + 1] <= 0xEF:
+        rest += 2 + int.from_bytes(plain[rest + 2 : rest + 4], "big")
+    return b"".join([plain[:2], carried.segments, plain[rest:]])
+
+
+def decode_samples(data: bytes, *, max_pixels: int, tables: bytes | None = None, **colours: Any) -> NDArray[np.uint8]:
+    """The samples (H, W, C) of a JPEG stream, or of one that leans on `tables` of a TIFF; raises ImageError.
+
+    `colours` are `colorspace` and `outcolorspace` of imagecodecs.jpeg8_decode.
+    """
+    import imagecodecs
+
+    stream = _walk(data, max_pixels)
+    frame = stream.frame
+    if len(data) * _PIXELS_A_BYTE < frame.width * frame.height:
+        raise ImageError(
+            f"the JPEG is damaged: {len(data):,} bytes cannot hold its {frame.width} × {frame.height} pixels"
+        )
+
+    def read(coded: bytes) -> NDArray[np.uint8]:
+        try:
+            samples: NDArray[np.uint8] = imagecodecs.jpeg8_decode(coded, tables=tables, **colours)
+        except imagecodecs.Jpeg8Error as error:
+            raise ImageError(f"the JPEG is damaged: {str(error).rstrip('.')}") from error
+        return samples.reshape(frame.height, frame.width, -1)
+
+    samples = read(data)
+    pieces, begin = [], 0
+    for end in stream.ends:
+        pieces += [data[begin:end], _FILLER]
+        begin = end
+    again = read(b"".join([*pieces, data[begin:]]))
+    if samples.dtype != np.uint8 or samples.shape[2] != frame.components:
+        raise ImageError("the JPEG is damaged: its samples do not fit its header")
+    if not np.array_equal(samples, again):
+        raise ImageError("the JPEG is truncated or damaged: its data end before the image does")
+    return samples
+
+
+def _walk(data: bytes, max_pixels: int) -> _Stream:  # noqa: PLR0912 one branch a kind of marker
+    """The marker structure of a whole stream, from its start mark to its end mark."""
+    at = 2
+    frame: Frame | None = None
+    segments: list[tuple[int, bytes]] = []
+    ends: list[int] = []
+    for _ in range(_MOST_SEGMENTS):
+        if at + 2 > len(data):
+            raise ImageError(f"the JPEG is truncated: it ends after {len(data):,} bytes without its end mark")
+        marker = data[at + 1]
+        if data[at] != 0xFF or marker == 0:
+            raise ImageError(f"the JPEG is damaged: there is no marker at byte {at:,}")
+        if marker == 0xFF:
+            at += 1
+            continue
+        if marker == _EOI:
+            if frame is None or not ends:
+                raise ImageError("the JPEG is damaged: it has no image")
+            return _Stream(frame, segments, ends, at + 2)
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        body = data[at + 4 : at + 2 + length]
+        if length < 2 or len(body) < length - 2:
+            raise ImageError(f"the JPEG is truncated or damaged: its segment at byte {at:,} does not end")
+        if _is_frame(marker):
+            if frame is not None:
+                raise ImageError("the JPEG is damaged: it has two image headers")
+            frame = _frame(marker, body)
+            check_size(frame.width, frame.height, max_pixels)
+        elif marker == _COM or 0xE0 <= marker <= 0xEF:
+            segments.append((marker, body))
+        elif marker == _DNL:
+            raise ImageError("a JPEG that gives its height after its data, which is not supported")
+        at += 2 + length
+        if marker == _SOS:
+            for match in _MARKER_IN_SCAN.finditer(data, at):
+                ends.append(match.start())
+                if not 0xD0 <= match[1][0] <= 0xD7:
+                    at = match.end() - 2
+                    break
+            else:
+                raise ImageError(f"the JPEG is truncated: it ends after {len(data):,} bytes without its end mark")
+    raise ImageError(f"the JPEG has more than {_MOST_SEGMENTS:,} segments")
+
+
+def _is_frame(marker: int) -> bool:
+    return 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
+
+
+def _frame(marker: int, body: bytes) -> Frame:
+    if len(body) < 6 or len(body) != 6 + 3 * body[5]:
+        raise ImageError("the JPEG is damaged: its image header has the wrong length")
+    depth, height, width, components = struct.unpack(">BHHB", body[:6])
+    supported = "8-bit baseline and progressive JPEG is supported"
+    if marker in _LOSSLESS:
+        raise ImageError(f"a lossless or hierarchical JPEG; {supported}")
+    if marker in _ARITHMETIC:
+        raise ImageError(f"an arithmetic-coded JPEG; {supported}")
+    if depth != 8:
+        raise ImageError(f"a {depth}-bit JPEG; {supported}")
+    if components not in (1, 3):
+        what = "a CMYK (or YCCK) JPEG" if components == 4 else f"a JPEG of {components} components"
+        raise ImageError(f"{what}; grey and RGB JPEG are supported")
+    return Frame(width, height, components)
+
+
+def _header(frame: Frame, *, adobe: int | None) -> Header:
+    if adobe == 2:
+        raise ImageError("a YCCK (CMYK) JPEG; grey and RGB JPEG are supported")
+    if frame.components == 1:
+        return Header("jpeg", "YX", (frame.height, frame.width), "uint8")
+    return Header("jpeg", "YXS", (frame.height, frame.width, 3), "uint8")
+
+
+def _adobe_transform(segments: list[tuple[int, bytes]]) -> int | None:
+    for marker, body in segments:
+        if marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
+            return body[11]
+    return None

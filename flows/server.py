@@ -1,0 +1,168 @@
+"""The Prefect server that a run reports to: the one that is set, or one of its own for as long as the run lasts.
+
+Prefect can start a temporary server by itself, but that one dies with the terminal's Ctrl-C before the run has reported
+its end, and outlives a run that is killed. This one is out of the terminal's reach and ends when the run's end of a pipe
+closes, however the run ends.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.errors import StartError
+
+_START_SECONDS = 120.0
+_embedded_addresses: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a run reports to."""
+
+    url: str
+    embedded: bool
+
+    def __str__(self) -> str:
+        return "embedded in this run" if self.embedded else self.url
+
+
+def prepare_environment() -> None:
+    """Prefect's settings that this project wants otherwise, for those the user has not set. Before Prefect is imported."""
+    defaults = {
+        "PREFECT_LOGGING_SETTINGS_PATH": str(Path(__file__).with_name("logging.yml")),
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_HOME": str(_usable_home()),
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _usable_home() -> Path:
+    """Prefect's folder, or a temporary one where the home directory cannot be written to."""
+    home = Path.home() / ".prefect"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            return home
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="denoise-prefect-"))
+
+
+def set_url() -> str | None:
+    """The API address of ``PREFECT_API_URL``, from the environment or Prefect's profile; ``None`` where there is none."""
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    return None if url is None else str(url).rstrip("/")
+
+
+def reports_to_real_server() -> bool:
+    """Whether Prefect is set to a server that outlives this run, where its limits and its history are worth keeping."""
+    url = set_url()
+    return url is not None and url not in _embedded_addresses
+
+
+@contextmanager
+def connected() -> Iterator[Server]:
+    """A server that answers, and Prefect set to report to it; an embedded one is stopped on the way out.
+
+    Raises:
+        StartError: the server that is set does not answer, or the embedded one does not start.
+    """
+    prepare_environment()
+    url = set_url()
+    if url is not None:
+        _wait_until_healthy(url, None, seconds=5.0)
+        yield Server(url, embedded=False)
+        return
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with _embedded() as address, temporary_settings({PREFECT_API_URL: address}):
+        _embedded_addresses.add(address)
+        try:
+            yield Server(address, embedded=True)
+        finally:
+            _send_what_waits()
+
+
+def _send_what_waits() -> None:
+    """Logs and events go out in batches; the last ones must leave before the server does."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=5)
+    EventsWorker.drain_all(timeout=5)
+
+
+@contextmanager
+def _embedded() -> Iterator[str]:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        port = listening.getsockname()[1]
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "flows.embedded_server", str(listening.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=said,
+                stderr=said,
+                pass_fds=[listening.fileno()],
+                start_new_session=True,
+                env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+            )
+            try:
+                import torch  # noqa: F401 - the run needs it: imported while the server starts
+
+                address = f"http://127.0.0.1:{port}/api"
+                try:
+                    _wait_until_healthy(address, process, seconds=_START_SECONDS)
+                except StartError as error:
+                    said.seek(0)
+                    last = said.read().decode(errors="replace").strip().splitlines()[-1:]
+                    raise StartError(f"{error}; its last words: {' '.join(last) or 'none'}") from None
+                yield address
+            finally:
+                if process.stdin is not None:
+                    process.stdin.close()
+                try:
+                    process.wait(timeout=20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen[bytes] | None, *, seconds: float) -> None:
+    import httpx
+
+    deadline = time.monotonic() + seconds
+    problem = "no answer"
+    with httpx.Client(timeout=5.0) as client:
+        while time.monotonic() < deadline:
+            if process is not None and process.poll() is not None:
+                raise StartError(f"the embedded Prefect server ended at once (exit status {process.returncode})")
+            try:
+                answer = client.get(f"{url}/health")
+                if answer.status_code == httpx.codes.OK:
+                    return
+                problem = f"it answers {answer.status_code}"
+            except httpx.HTTPError as error:
+                problem = str(error) or type(error).__name__
+            time.sleep(0.05)
+    if process is not None:
+        raise StartError(f"the embedded Prefect server did not start within {seconds:.0f} s ({problem})")
+    raise StartError(
+        f"the Prefect server that PREFECT_API_URL names, {url}, does not answer ({problem}); start it with "
+        "`prefect server start`, or unset PREFECT_API_URL to use an embedded one"
+    )

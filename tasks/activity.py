@@ -1,0 +1,46 @@
+"""How far the fits of this process are, for whoever shows progress. A glance, not a record: the ledger is the record."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_lock = threading.Lock()
+_fractions: dict[str, float] = {}
+_waiting: dict[int, str] = {}
+
+
+@contextmanager
+def on(name: str) -> Iterator[None]:
+    """While inside, the image counts as being worked on."""
+    report(name, 0.0)
+    try:
+        yield
+    finally:
+        with _lock:
+            _fractions.pop(name, None)
+
+
+def report(name: str, fraction: float) -> None:
+    """Say how much of an image's fit is done, 0 to 1."""
+    with _lock:
+        _fractions[name] = fraction
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """While inside, this thread waits, and ``what`` says for what."""
+    with _lock:
+        _waiting[threading.get_ident()] = what
+    try:
+        yield
+    finally:
+        with _lock:
+            _waiting.pop(threading.get_ident(), None)
+
+
+def glance() -> tuple[float, str | None]:
+    """The sum of the unfinished fits' fractions, and what the process waits for while nothing is being fitted."""
+    with _lock:
+        return sum(_fractions.values()), None if _fractions else next(iter(_waiting.values()), None)

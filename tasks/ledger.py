@@ -1,0 +1,104 @@
+"""The ledger: what each run has finished, image by image, in files that survive a kill.
+
+``OUTPUT/runs/<run-id>/ledger/part-NNNNN.jsonl`` belongs to one chunk and gets one line of JSON an image, flushed to the
+disk after the image's output is in place. A torn last line is the mark of a kill and is ignored: that image is done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks.table import DONE, Row
+
+
+class Part:
+    """The ledger part of one chunk, open for appending."""
+
+    def __init__(self, run_folder: Path, number: int) -> None:
+        folder = run_folder / "ledger"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"part-{number:05d}.jsonl"
+
+    def append(self, row: Row) -> None:
+        """Add a row; it is on the disk when this returns."""
+        line = json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n"
+        with self.path.open("ab") as file:
+            if file.tell() and not _ends_with_newline(self.path):
+                file.write(b"\n")  # an earlier append was torn; keep its remains out of this row
+            file.write(line.encode("ascii"))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def run_folders(output: Path) -> list[Path]:
+    """The folders of all runs into this output, oldest first, by the number their names begin with."""
+    runs = output / "runs"
+    if not runs.is_dir():
+        return []
+    numbered = [(int(p.name.split("-")[0]), p) for p in runs.iterdir() if p.name.split("-")[0].isdigit() and p.is_dir()]
+    return [path for _, path in sorted(numbered)]
+
+
+def rows_of(run_folder: Path) -> Iterator[Row]:
+    """The whole rows of one run; torn lines are left out."""
+    for part in sorted((run_folder / "ledger").glob("part-*.jsonl")):
+        yield from _parse(part.read_bytes())
+
+
+def _parse(data: bytes) -> Iterator[Row]:
+    for line in data.split(b"\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "source" in row:
+            yield row
+
+
+class Tail:
+    """Reads the rows that a run appends, each once, for whoever shows its progress."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self._folder = run_folder / "ledger"
+        self._read: dict[Path, int] = {}
+
+    def new_rows(self) -> Iterator[Row]:
+        """The whole rows that have come since the last call."""
+        for part in sorted(self._folder.glob("part-*.jsonl")):
+            with part.open("rb") as file:
+                file.seek(self._read.get(part, 0))
+                data = file.read()
+            whole = data.rfind(b"\n") + 1
+            self._read[part] = self._read.get(part, 0) + whole
+            yield from _parse(data[:whole])
+
+
+def latest_rows(output: Path) -> dict[str, Row]:
+    """For every source the newest row of all runs into this output."""
+    latest: dict[str, Row] = {}
+    for folder in run_folders(output):
+        for row in rows_of(folder):
+            latest[row["source"]] = row
+    return latest
+
+
+def is_done(row: Row | None, *, source_sha256: str, config_digest: str, output: Path) -> bool:
+    """Whether a row says that this very source was done with this very configuration, and its output is still there."""
+    if row is None or row.get("status") != DONE:
+        return False
+    if row.get("source_sha256") != source_sha256 or row.get("config_digest") != config_digest:
+        return False
+    written = output / str(row.get("output"))
+    try:
+        return written.is_file() and written.stat().st_size == row.get("output_bytes")
+    except OSError:
+        return False

@@ -1,0 +1,179 @@
+"""The last step: the ledger becomes one table, and the table a page that a person reads."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prefect import task
+
+from denoise_core import __version__, noise
+from denoise_core.images import decode, write_atomic
+from tasks import ledger, table
+from tasks.report_page import Panel, make_panel, render_page
+from tasks.scan import Scan
+from tasks.settings import Settings
+from tasks.steps import ONCE
+from tasks.table import COLUMNS, DONE, FAILED, Row
+
+RESULTS, PAGE = "results.parquet", "report.html"
+
+WORST, SAMPLE = 4, 4
+"""How many images the page shows of the worst, and of the others."""
+
+GONE = "the source is no longer in the input"
+
+
+@task(name="report", **{**ONCE, "task_run_name": "report"})
+def report(settings: Settings, scan: Scan) -> None:
+    """Write ``results.parquet`` and ``report.html``."""
+    write_results(settings, scan)
+    write_page(settings.output)
+
+
+def write_results(settings: Settings, scan: Scan) -> list[Row]:
+    """One row an image of the input, the newest that any run has of it; and rows of images that have left the input."""
+    rows = ledger.latest_rows(settings.output)
+    present = {table.text(source.name) for source in scan.todo} | {row["source"] for row in scan.done}
+    for name in list(rows):
+        if name not in present:
+            if rows[name]["status"] == DONE:
+                rows[name] = rows[name] | {"note": "; ".join(filter(None, (rows[name].get("note"), GONE)))}
+            else:
+                del rows[name]
+    for refused in scan.refused:
+        row: Row = {
+            "method": settings.method,
+            "noise": settings.noise,
+            "seed": settings.seed,
+            "config_digest": settings.config_digest,
+            "run_id": settings.run_id,
+            "software_version": __version__,
+            "created_at": table.now(),
+        }
+        rows[refused["source"]] = row | refused
+    folder = settings.run_folder
+    provenance = {
+        "software": f"denoise-flows {__version__}",
+        "run_id": settings.run_id,
+        "config_digest": settings.config_digest,
+        "config": _text_or_empty(folder / "config.toml"),
+        "environment": _text_or_empty(folder / "environment.json"),
+    }
+    ordered = sorted(rows.values(), key=lambda row: str(row["source"]))
+    table.write(settings.output / RESULTS, ordered, provenance)
+    return ordered
+
+
+def write_page(output: Path) -> Path:
+    """Render ``report.html`` from ``results.parquet``; pictures are shown of images whose files are still there.
+
+    Raises:
+        FileNotFoundError: there is no results table in ``output``.
+    """
+    rows, provenance = table.read(output / RESULTS)
+    config: dict[str, Any] = tomllib.loads(provenance.get("config", ""))
+    environment: dict[str, Any] = json.loads(provenance.get("environment") or "{}")
+    shown = {"software": provenance.get("software", ""), "run": provenance.get("run_id", "")}
+    shown |= {key.replace("_", " "): str(value) for key, value in environment.items() if not isinstance(value, dict)}
+    for name, version in (environment.get("packages") or {}).items():
+        shown[name] = str(version)
+    page = render_page(
+        rows=rows,
+        panels=_panels(rows, output, config),
+        provenance=shown,
+        config={key.replace("_", "-"): str(value) for key, value in config.items()},
+        columns=[(column.name, column.description) for column in COLUMNS],
+        title=f"Denoised: {table.text(Path(str(config.get('input', output))).name)}",
+    )
+    path = output / PAGE
+    write_atomic(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def worst_first(rows: Sequence[Row]) -> tuple[list[Row], str]:
+    """The rows that are done, worst first, and by what: PSNR where it is known, structure in the residual elsewhere."""
+    done = [row for row in rows if row["status"] == DONE]
+    scored = [row for row in done if row["psnr_denoised_db"] is not None]
+    if scored:
+        return sorted(scored, key=lambda row: float(row["psnr_denoised_db"])), "lowest PSNR"
+    told = [row for row in done if row["residual_autocorrelation"] is not None]
+    return sorted(told, key=lambda row: -abs(float(row["residual_autocorrelation"]))), "most structure in the residual"
+
+
+def _panels(rows: Sequence[Row], output: Path, config: dict[str, Any]) -> list[Panel]:
+    ranked, why = worst_first(rows)
+    worst, others = ranked[:WORST], ranked[WORST:]
+    picks = np.linspace(0, len(others) - 1, min(SAMPLE, len(others))).round().astype(int) if others else []
+    chosen = [(row, why) for row in worst] + [(others[i], "sample") for i in picks]
+    return [panel for row, reason in chosen if (panel := _panel(row, reason, output, config)) is not None]
+
+
+def _panel(row: Row, why: str, output: Path, config: dict[str, Any]) -> Panel | None:
+    """The strip of one image, from its source, its noise made again, and its output; ``None`` where a file is missing."""
+    root = Path(str(config.get("input", "")))
+    max_pixels = int(float(config.get("max_megapixels", 500.0)) * 1e6)
+    try:
+        source = root / row["source"] if root.is_dir() else root
+        image = decode(source.read_bytes(), max_pixels=max_pixels)
+        denoised = decode((output / row["output"]).read_bytes(), max_pixels=max_pixels)
+    except Exception:  # noqa: BLE001 - a picture is an extra: whatever keeps it from being shown must not cost the page
+        return None
+    top = float(np.iinfo(image.pixels.dtype).max)
+    noisy, clean = image.pixels.astype(np.float32), None
+    kind = noise.parse(row["noise"])
+    if kind.kind != "none":
+        clean = noisy
+        rng = noise.rng(int(row["seed"]), row["source"])
+        noisy = noise.add(clean / top, kind, rng, clip=bool(config.get("clip_noise"))) * np.float32(top)
+    return make_panel(
+        row["source"], noisy, denoised.pixels, clean=clean, value_max=top, why=why, caption=_caption(row)
+    )
+
+
+def _caption(row: Row) -> str:
+    if row["psnr_noisy_db"] is not None and row["psnr_denoised_db"] is not None:
+        return f"PSNR {row['psnr_noisy_db']:.2f} → {row['psnr_denoised_db']:.2f} dB"
+    parts = []
+    if row["sigma_estimate"] is not None:
+        parts.append(f"noise σ about {row['sigma_estimate']:.3g}")
+    if row["residual_autocorrelation"] is not None:
+        parts.append(f"residual autocorrelation {row['residual_autocorrelation']:+.3f}")
+    return ", ".join(parts)
+
+
+def summary_markdown(rows: Sequence[Row], output: Path, host: str) -> str:
+    """The page of the Prefect UI: the worst images, what failed, and where the report lies."""
+    ranked, why = worst_first(rows)
+    lines = [f"Report: `{output / PAGE}` on {host} ([open it there](file://{output / PAGE}))", ""]
+    if ranked:
+        lines += [f"## Worst images ({why})", "", "| image | PSNR dB | σ estimate | residual autocorrelation |"]
+        lines += ["| --- | --- | --- | --- |"]
+        for row in ranked[:10]:
+            cells = [_figure(row[k], 2) for k in ("psnr_denoised_db", "sigma_estimate")]
+            lines.append(f"| {_cell(row['source'])} | {' | '.join(cells)} | {_figure(row['residual_autocorrelation'], 3)} |")
+    failed = [row for row in rows if row["status"] == FAILED]
+    if failed:
+        lines += ["", f"## Failed images ({len(failed)})", "", "| image | reason |", "| --- | --- |"]
+        lines += [f"| {_cell(row['source'])} | {_cell(row['error'])} |" for row in failed[:50]]
+        if len(failed) > 50:
+            lines.append(f"| {len(failed) - 50} more | see the report |")
+    return "\n".join(lines)
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _cell(value: Any) -> str:
+    """A text as one cell of a Markdown table: no markup, no line break."""
+    plain = " ".join(str(value).split())
+    return "".join("\\" + c if c in "\\`*_{}[]()#+-!|~" else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(c, c) for c in plain)
+
+
+def _text_or_empty(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -1,0 +1,38 @@
+"""What the steps of a run need to know, as plain data that travels to any thread or process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from denoise_core.device import Device
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's configuration with everything resolved: no ``auto``, absolute paths, the digest that resume compares."""
+
+    input: Path
+    output: Path
+    method: str
+    preset: str
+    noise: str
+    clip_noise: bool
+    reference: Path | None
+    seed: int
+    device: Device
+    slots: int
+    max_pixels: int
+    run_id: str
+    config_digest: str
+    limit_name: str | None  # the global concurrency limit on a real Prefect server; None on the embedded one
+
+    @property
+    def images(self) -> Path:
+        """Where the denoised tree is written."""
+        return self.output / "images"
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run keeps its configuration, log and ledger."""
+        return self.output / "runs" / self.run_id

@@ -1,0 +1,122 @@
+"""Slots of a device: how many fits may share it, over all runs.
+
+Two guards, each for what the other cannot do. A global concurrency limit on a real Prefect server is seen in its UI and
+queues runs of several machines. A lock file a slot guards the device itself on this machine, with or without a server;
+the kernel drops it when its holder dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tasks import activity
+from tasks.faults import stop_if_interrupted
+from tasks.settings import Settings
+
+_POLL_SECONDS = 0.2
+_LEASE_SECONDS = 60
+_ADMISSION_SECONDS = 5.0
+
+
+def limit_name(device: str) -> str:
+    """The name of a device's global concurrency limit, as the UI lists it."""
+    return f"denoise {socket.gethostname()} {device}"
+
+
+def lock_folder() -> Path:
+    """Where the lock files of all users of this machine lie; ``DENOISE_LOCK_DIR`` moves it."""
+    chosen = os.environ.get("DENOISE_LOCK_DIR")
+    folder = Path(chosen) if chosen else Path(tempfile.gettempdir()) / "denoise-flows-slots"
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o1777)
+    return folder
+
+
+@contextmanager
+def hold_slot(settings: Settings) -> Iterator[float]:
+    """Hold one of the device's slots; yields the seconds that passed until it was free."""
+    started = time.perf_counter()
+    with _admitted(settings.limit_name), _locked(settings.device.name, settings.slots):
+        yield time.perf_counter() - started
+
+
+@contextmanager
+def _admitted(limit: str | None) -> Iterator[None]:
+    """Hold a slot of the global concurrency limit, where there is one."""
+    if limit is None:
+        yield
+        return
+    from prefect.concurrency.sync import concurrency
+
+    with ExitStack() as held:
+        with activity.waiting(f"a slot of the limit {limit!r} on the Prefect server"):
+            admitted = False
+            while not admitted:
+                stop_if_interrupted()
+                # Short waits, asked anew, are what lets Ctrl-C through. The lease is renewed while the slot is held;
+                # a renewal that fails must not end a fit that the lock file guards as well.
+                slot = concurrency(
+                    limit,
+                    occupy=1,
+                    strict=True,
+                    timeout_seconds=_ADMISSION_SECONDS,
+                    lease_duration=_LEASE_SECONDS,
+                    raise_on_lease_renewal_failure=False,
+                )
+                try:
+                    held.enter_context(slot)
+                    admitted = True
+                except TimeoutError:
+                    continue
+        yield
+
+
+@contextmanager
+def _locked(device: str, slots: int) -> Iterator[None]:
+    """Hold one of the device's lock files, numbered from 0."""
+    locks = _locks(device, slots)
+    held = _try_each(locks)
+    if held is None:
+        with activity.waiting(f"a slot of {device}: all {slots} are taken by other fits"):
+            while held is None:
+                stop_if_interrupted()
+                time.sleep(_POLL_SECONDS)
+                held = _try_each(locks)
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _locks(device: str, slots: int) -> list[FileLock]:
+    folder = lock_folder()
+    return [FileLock(folder / f"{device.replace(':', '-')}-{n}.lock", mode=0o666) for n in range(slots)]
+
+
+def _try_each(locks: list[FileLock]) -> FileLock | None:
+    for lock in locks:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            continue
+        return lock
+    return None
+
+
+def free_slots(device: str, slots: int) -> int:
+    """How many of a device's slots on this machine nobody holds at this moment."""
+    free = 0
+    for lock in _locks(device, slots):
+        if _try_each([lock]) is not None:
+            lock.release()
+            free += 1
+    return free

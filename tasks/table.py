@@ -1,0 +1,150 @@
+"""The results table: its columns, its rows, and the Parquet file.
+
+A row is a plain ``dict`` keyed by column. It is filled while an image is worked on, appended to the ledger as JSON, and
+written to ``results.parquet`` under one explicit Arrow schema.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from denoise_core.images import write_atomic
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = dict[str, Any]
+
+DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+
+
+class Column(NamedTuple):
+    """A column of the results table; ``kind`` names its Arrow type."""
+
+    name: str
+    kind: str
+    description: str
+
+
+COLUMNS = (
+    Column("source", "string", "Path of the image below the input, with forward slashes"),
+    Column("output", "string", "Path of the denoised image below the output; null when none was written"),
+    Column("status", "string", "done, failed, or skipped (not an image)"),
+    Column("error_type", "string", "Class of the error, null when done"),
+    Column("error", "string", "One sentence on what was wrong, null when done"),
+    Column("note", "string", "What the output could not carry over from the source, or what else is worth knowing"),
+    Column("container", "string", "File format: png, jpeg or tiff"),
+    Column("axes", "string", "Order of the axes: Y rows, X columns, S colour samples"),
+    Column("shape", "list<int64>", "Length of each axis"),
+    Column("dtype", "string", "Data type of the samples in the file"),
+    Column("method", "string", "Method that denoised the image"),
+    Column("preset", "string", "Preset of the method"),
+    Column("scope", "string", "What one fit served: image"),
+    Column(
+        "noise", "string", "Noise that was added before denoising, as kind:level; none when the input was used as is"
+    ),
+    Column("seed", "int64", "Seed of the run"),
+    Column("device", "string", "Device of the fit"),
+    Column("precision", "string", "Arithmetic of the fit's convolutions: float32 or bfloat16"),
+    Column("steps", "int64", "Optimiser steps of the fit"),
+    Column("restarts", "int64", "Times the fit diverged and was started again"),
+    Column("psnr_noisy_db", "float64", "PSNR of the noisy image against the clean one, dB; null without a clean image"),
+    Column("psnr_denoised_db", "float64", "PSNR of the written pixels against the clean image, dB"),
+    Column("ssim_noisy", "float64", "SSIM of the noisy image (Gaussian window, sigma 1.5), mean over channels"),
+    Column("ssim_denoised", "float64", "SSIM of the written pixels, likewise"),
+    Column("data_range", "float64", "Value range that PSNR and SSIM refer to: the range of the data type"),
+    Column("sigma_estimate", "float64", "Noise level estimated from the noisy image alone, in the file's intensities"),
+    Column("residual_autocorrelation", "float64", "Autocorrelation of noisy - denoised at lag one; 0 for white noise"),
+    Column("mean_noisy", "float64", "Mean of the noisy image, in the file's intensities"),
+    Column("mean_denoised", "float64", "Mean of the written pixels, in the file's intensities"),
+    Column(
+        "clipped_fraction", "float64", "Share of denoised samples outside the data type's range, clipped on writing"
+    ),
+    Column("slot_wait_seconds", "float64", "Time the fit waited for a slot of the device, s"),
+    Column("fit_started_at", "timestamp", "When the fit began, holding a slot"),
+    Column("fit_finished_at", "timestamp", "When the fit and its application ended"),
+    Column("fit_seconds", "float64", "Duration of the fit, s"),
+    Column("denoise_seconds", "float64", "Duration of applying the fitted network, s"),
+    Column("seconds", "float64", "Duration of all steps on this image, s, without waiting for a slot"),
+    Column("source_sha256", "string", "SHA-256 of the source file"),
+    Column("output_sha256", "string", "SHA-256 of the written file"),
+    Column("output_bytes", "int64", "Size of the written file, bytes"),
+    Column("config_digest", "string", "SHA-256 of the options that decide the result"),
+    Column("run_id", "string", "Run that wrote this row"),
+    Column("software_version", "string", "Version of denoise-flows"),
+    Column("created_at", "timestamp", "When the row was written"),
+)
+NAMES = tuple(column.name for column in COLUMNS)
+_FLOATS = frozenset(column.name for column in COLUMNS if column.kind == "float64")
+_TIMES = frozenset(column.name for column in COLUMNS if column.kind == "timestamp")
+
+
+def now() -> str:
+    """The time in UTC, as a row holds it (ISO 8601)."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+
+
+def text(name: str) -> str:
+    """A file name as valid Unicode: bytes that are none are shown as escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def fill(row: Row, **values: Any) -> None:
+    """Set columns of a row; a number that is not finite becomes null, an unknown column raises ``KeyError``."""
+    for name, value in values.items():
+        if name not in NAMES:
+            raise KeyError(f"{name} is no column of the results table")
+        if name in _FLOATS and value is not None:
+            value = float(value)  # noqa: PLW2901
+            row[name] = value if math.isfinite(value) else None
+        else:
+            row[name] = value
+
+
+def schema(provenance: Mapping[str, str]) -> pa.Schema:
+    """The Arrow schema, a description on every column, ``provenance`` as metadata of the file."""
+    import pyarrow as pa
+
+    types = {
+        "string": pa.string(),
+        "int64": pa.int64(),
+        "float64": pa.float64(),
+        "timestamp": pa.timestamp("us", tz="UTC"),
+        "list<int64>": pa.list_(pa.int64()),
+    }
+    fields = [pa.field(c.name, types[c.kind], metadata={"description": c.description}) for c in COLUMNS]
+    return pa.schema(fields, metadata={f"denoise_flows.{key}": value for key, value in provenance.items()})
+
+
+def write(path: Path, rows: Iterable[Row], provenance: Mapping[str, str]) -> None:
+    """Write the rows, sorted by source, as one Parquet file that appears whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ordered = sorted(rows, key=lambda row: str(row["source"]))
+    columns = {name: [_arrow_value(name, row.get(name)) for row in ordered] for name in NAMES}
+    table = pa.Table.from_pydict(columns, schema=schema(provenance))
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomic(path, sink.getvalue())
+
+
+def read(path: Path) -> tuple[list[Row], dict[str, str]]:
+    """The rows of a results table and the provenance of its footer."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    prefix = "denoise_flows."
+    return table.to_pylist(), {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
+
+
+def _arrow_value(name: str, value: Any) -> Any:
+    if name in _TIMES and isinstance(value, str):
+        return datetime.datetime.fromisoformat(value)
+    return value

@@ -1,0 +1,61 @@
+"""What all tests share: a Prefect of their own, and small real images."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Before anything imports Prefect: its database, and the lock files of the slots, must be the tests' own.
+_OWN = tempfile.mkdtemp(prefix="denoise-tests-")
+os.environ["PREFECT_HOME"] = f"{_OWN}/prefect"
+os.environ["DENOISE_LOCK_DIR"] = f"{_OWN}/locks"
+for name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
+    os.environ.pop(name, None)
+
+SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folder() -> Iterator[None]:
+    import shutil
+
+    yield
+    shutil.rmtree(_OWN, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[str]:
+    """The embedded Prefect server, started once for all tests that run flows."""
+    from flows.server import connected
+
+    with connected() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def photo() -> np.ndarray:
+    """A real photograph, (512, 512, 3) uint8."""
+    from skimage import data
+
+    image: np.ndarray = data.astronaut()
+    return image
+
+
+@pytest.fixture
+def tree(tmp_path: Path, photo: np.ndarray) -> Path:
+    """A small directory of real crops: PNG grey and RGB and 16 bit, JPEG, TIFF, one in a subfolder."""
+    import tifffile
+    from PIL import Image
+
+    root = tmp_path / "input"
+    (root / "sub").mkdir(parents=True)
+    Image.fromarray(photo[0:40, 200:248]).save(root / "rgb.png")
+    Image.fromarray(photo[40:80, 200:240, 1]).save(root / "sub" / "grey.png")
+    Image.fromarray(photo[80:120, 200:240]).save(root / "photo.jpg", quality=95)
+    tifffile.imwrite(root / "deep.tif", photo[120:160, 200:240, 0].astype(np.uint16) * 17 + 300)
+    return root

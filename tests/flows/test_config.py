@@ -1,0 +1,78 @@
+"""The configuration: one model for the command line, TOML and the Prefect form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.config import ConfigError, RunConfig, build, read_toml
+
+
+def config(**options: object) -> RunConfig:
+    return build({"input": "in", "output": "out", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": "bm4d"}, "--method"),
+        ({"preset": "best"}, "--preset"),
+        ({"noise": "gauss"}, "gauss:25"),
+        ({"noise": "gauss:-3"}, "gauss"),
+        ({"noise": "laplace:3"}, "gauss"),
+        ({"noise": "gauss:nan"}, "gauss"),
+        ({"device": "tpu"}, "--device"),
+        ({"slots": 0}, "--slots"),
+        ({"slots": "many"}, "--slots"),
+        ({"chunk": -1}, "--chunk"),
+        ({"seed": -1}, "--seed"),
+        ({"seed": 2**63}, "--seed"),
+        ({"max_megapixels": 0}, "--max-megapixels"),
+        ({"on_existing": "ask"}, "--on-existing"),
+        ({"scope": "directory"}, "scope is no option"),
+        ({"noise": "gauss:25", "reference": "clean"}, "--reference"),
+        ({"clip_noise": True}, "--clip-noise"),
+        ({"method": "none", "preset": "paper"}, "--preset paper"),
+    ],
+)
+def test_a_bad_value_is_one_sentence_that_names_the_option(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        config(**options)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_toml_round_trip(tmp_path: Path) -> None:
+    before = config(noise="poisson:30", seed=7, chunk=3, reference=None, max_megapixels=1.5, clip_noise=True)
+    file = tmp_path / "run.toml"
+    file.write_text(before.to_toml(), encoding="utf-8")
+    assert build(read_toml(file)) == before
+
+
+def test_toml_takes_the_command_lines_spelling(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('on-existing = "error"\nclip_noise = false\n', encoding="utf-8")
+    assert read_toml(file) == {"on_existing": "error", "clip_noise": False}
+
+
+@pytest.mark.parametrize("content", [b"seed = ", b"\xff\xfe\x00", b"[[["])
+def test_a_broken_toml_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match="--config"):
+        read_toml(file)
+
+
+def test_the_digest_follows_what_decides_the_result_and_nothing_else() -> None:
+    base = config()
+    assert base.digest() == config(method="zs-n2n").digest(), "auto is what it stands for"
+    assert base.digest() == config(slots=3, chunk=9, device="cpu", on_existing="overwrite", output="elsewhere").digest()
+    different = [config(seed=1), config(preset="paper"), config(noise="gauss:25"), config(method="none"), config(reference="r")]
+    digests = {base.digest(), *(c.digest() for c in different)}
+    assert len(digests) == len(different) + 1
+
+
+def test_every_option_is_described() -> None:
+    undescribed = [name for name, field in RunConfig.model_fields.items() if not field.description]
+    assert undescribed == []

@@ -1,0 +1,73 @@
+"""The ledger survives kills: torn lines, several runs, missing outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks import ledger
+from tasks.ledger import Part, Tail
+
+
+def row(name: str, **more: object) -> dict[str, object]:
+    return {"source": name, "status": "done", **more}
+
+
+def test_a_torn_line_is_as_if_it_had_never_been_written(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "0001-x"
+    part = Part(run, 1)
+    part.append(row("a"))
+    part.append(row("b"))
+    whole = part.path.read_bytes()
+    for cut in range(1, len(whole)):
+        part.path.write_bytes(whole[:cut])
+        names = [r["source"] for r in ledger.rows_of(run)]
+        assert names == ["a", "b"][: len(names)]
+        Part(run, 1).append(row("c"))
+        assert [r["source"] for r in ledger.rows_of(run)] == [*names, "c"]
+
+
+def test_the_newest_run_wins_and_runs_are_ordered_by_number_not_by_text(tmp_path: Path) -> None:
+    for number in (2, 10, 9):
+        Part(tmp_path / "runs" / f"{number}-run", 1).append(row("a", seed=number))
+    assert ledger.latest_rows(tmp_path)["a"]["seed"] == 10
+
+
+def test_other_folders_among_the_runs_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / ".lock").touch()
+    assert ledger.run_folders(tmp_path) == []
+    assert ledger.latest_rows(tmp_path) == {}
+
+
+def test_done_needs_the_same_source_the_same_configuration_and_the_output(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"12345")
+    good = row("a.png", source_sha256="s", config_digest="c", output="images/a.png", output_bytes=5)
+
+    def done(entry: dict[str, object] | None, source: str = "s", config: str = "c") -> bool:
+        return ledger.is_done(entry, source_sha256=source, config_digest=config, output=tmp_path)
+
+    assert done(good)
+    assert not done(None)
+    assert not done(good, source="other")
+    assert not done(good, config="other")
+    assert not done({**good, "status": "failed"})
+    (tmp_path / "images" / "a.png").write_bytes(b"123")
+    assert not done(good), "a file of another size is not what was written"
+    (tmp_path / "images" / "a.png").unlink()
+    assert not done(good)
+
+
+def test_the_tail_gives_every_row_once_and_waits_for_whole_ones(tmp_path: Path) -> None:
+    tail = Tail(tmp_path)
+    assert list(tail.new_rows()) == []
+    part = Part(tmp_path, 1)
+    part.append(row("a"))
+    assert [r["source"] for r in tail.new_rows()] == ["a"]
+    with part.path.open("ab") as file:
+        file.write(b'{"source": "b"')
+    assert list(tail.new_rows()) == []
+    with part.path.open("ab") as file:
+        file.write(b', "status": "done"}\n')
+    Part(tmp_path, 2).append(row("c"))
+    assert [r["source"] for r in tail.new_rows()] == ["b", "c"]

@@ -1,0 +1,102 @@
+"""The scan: what is an image, what is done, what must not be followed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.faults import Interrupted, interrupt
+from tasks.scan import Scan, scan
+
+MOST = 10**8
+
+
+def look(root: Path, output: Path | None = None) -> Scan:
+    return scan(root, output or root.parent / "out", max_pixels=MOST, config_digest="c")
+
+
+def png(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+
+
+def reasons(found: Scan) -> dict[str, tuple[str, str]]:
+    return {row["source"]: (row["status"], row["error"]) for row in found.refused}
+
+
+def test_names_of_every_kind_are_kept_apart_and_in_order(tmp_path: Path) -> None:
+    names = ["a b.png", "a\nb.png", "b/x.png", "c/x.png", "<script>alert(1)</script>.png".replace("/", ""), "微🔬.png", "'\".png"]
+    for name in names:
+        png(tmp_path / "in" / name)
+    found = look(tmp_path / "in")
+    assert [source.name for source in found.todo] == sorted(names)
+    assert len({source.sha256 for source in found.todo}) == 1
+
+
+def test_a_name_that_is_no_unicode(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    raw = os.fsencode(tmp_path / "in") + b"/caf\xe9.txt"
+    try:
+        Path(os.fsdecode(raw)).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes only Unicode names")
+    assert list(reasons(look(tmp_path / "in"))) == ["caf\\xe9.txt"]
+
+
+def test_links_out_loops_and_folders(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    png(root / "real.png")
+    png(tmp_path / "outside" / "secret.png")
+    (root / "inside-link.png").symlink_to(root / "real.png")
+    (root / "out.png").symlink_to(tmp_path / "outside" / "secret.png")
+    (root / "out").symlink_to(tmp_path / "outside")
+    (root / "loop").symlink_to(root)
+    (root / "self.png").symlink_to(root / "self.png")
+    found = look(root)
+    assert [source.name for source in found.todo] == ["inside-link.png", "real.png"]
+    told = reasons(found)
+    assert told["out.png"][0] == told["out"][0] == told["self.png"][0] == "failed"
+    assert "out of the input" in told["out.png"][1]
+    assert "itself" in told["self.png"][1]
+    assert told["loop"][0] == "skipped"
+
+
+def test_what_is_no_image_is_skipped_and_what_should_be_one_fails(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "notes.txt").write_text("hello")
+    (root / "text.png").write_text("hello")
+    (root / "empty.tif").touch()
+    (root / "movie.gif").write_bytes(b"GIF89a" + bytes(20))
+    (root / ".hidden").write_text("x")
+    png(root / "noext.png")
+    (root / "noext.png").rename(root / "noext")
+    os.mkfifo(root / "pipe.png")
+    found = look(root)
+    assert [source.name for source in found.todo] == ["noext"]
+    told = reasons(found)
+    assert {name: status for name, (status, _) in told.items()} == {
+        "notes.txt": "skipped", "text.png": "failed", "empty.tif": "failed", "movie.gif": "failed", "pipe.png": "skipped",
+    }  # fmt: skip
+    assert "empty" in told["empty.tif"][1]
+    assert "GIF" in told["movie.gif"][1]
+
+
+def test_one_file_as_input(tmp_path: Path) -> None:
+    png(tmp_path / "one.png")
+    found = look(tmp_path / "one.png")
+    assert [source.name for source in found.todo] == ["one.png"]
+    assert found.todo[0].path(tmp_path / "one.png") == tmp_path / "one.png"
+
+
+def test_an_interrupt_ends_the_scan(tree: Path) -> None:
+    interrupt.set()
+    try:
+        with pytest.raises(Interrupted):
+            look(tree)
+    finally:
+        interrupt.clear()

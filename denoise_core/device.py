@@ -48,7 +48,7 @@ def choose(device: str = "auto") -> Device:
     index = int(number) if colon else 0
     if index >= count:
         found = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count)) or "no CUDA device"
-        raise DenoiseError(f"Device {device} is not there: this machine has the CPU and {found}; use --device auto.")
+        raise DenoiseError(f"Device {device} is not there: this machine has the CPU and {found}; use auto.")
     major, minor = torch.cuda.get_device_capability(index)
     chosen = f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
     if major >= 8:

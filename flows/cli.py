@@ -96,7 +96,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         if field.annotation is bool:
             parser.add_argument(flag, action="store_true", help=told)
             continue
-        default = "" if field.default is None else f" (default {field.default})"
+        default = "" if field.default in (None, "none") else f" (default {field.default})"
         parser.add_argument(flag, metavar=_metavar(name, field), help=f"{told}{default}")
     parser.add_argument("--config", metavar="FILE.toml", help="Read options from a TOML file; the command line wins.")
     parser.add_argument("--dry-run", action="store_true", help="Say what would be done, and write nothing.")
@@ -137,8 +137,8 @@ def _denoise(config: RunConfig, *, as_json: bool) -> int:
             print(f"Prefect server: {server}", file=sys.stderr, flush=True)
         terminal = sys.stderr.isatty() and not as_json
         with console.progress_on(terminal) as show, listening((lambda _: None) if as_json else show):
-            state = denoise_directory(config, return_state=True)
-    outcome = state.result(raise_on_failure=False)
+            state: Any = denoise_directory(config, return_state=True)
+    outcome: Any = state.result(raise_on_failure=False)
     if isinstance(outcome, DenoiseError):
         raise outcome
     if isinstance(outcome, BaseException):
@@ -207,7 +207,9 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
         return DONE
     for source in found.todo:
         shape = " × ".join(map(str, source.header.shape))
-        print(f"to do    {console.printable(text(source.name))}  ({source.header.container}, {shape}, {source.header.dtype})")
+        print(
+            f"to do    {console.printable(text(source.name))}  ({source.header.container}, {shape}, {source.header.dtype})"
+        )
     for row in found.done:
         print(f"done     {console.printable(row['source'])}")
     for row in failed:

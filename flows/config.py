@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from denoise_core.errors import DenoiseError
 
+MOST_SLOTS = 64
+
 
 class ConfigError(DenoiseError):
     """An option is unknown or has a value that it cannot have; the message is one sentence."""
@@ -75,8 +77,12 @@ class RunConfig(BaseModel):
         pattern=r"^(auto|cpu|cuda|cuda:\d+)$",
         description="auto, cpu, cuda or cuda:N. auto is the first GPU, or the CPU where there is none.",
     )
-    slots: int = Field(
-        default=1, ge=1, le=64, description="How many fits may share the device, counted over all runs on this machine."
+    slots: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_SLOTS,
+        description="How many fits may share the device, counted over all runs on this machine. Left out: one on a GPU; on "
+        "a CPU one a core, each with one thread, for fast, and one with all threads for paper.",
     )
     chunk: int | None = Field(
         default=None,
@@ -121,7 +127,8 @@ class RunConfig(BaseModel):
     def title(self) -> str:
         """What a run is called in the Prefect UI: input, method, and the noise that is added."""
         noise = "" if self.noise == "none" else f" at {self.noise}"
-        return f"{self.input.resolve().name}: {self.resolved_method} {self.preset.value}{noise}"
+        preset = "" if self.resolved_method == "none" else f" {self.preset.value}"
+        return f"{self.input.resolve().name}: {self.resolved_method}{preset}{noise}"
 
     def digest(self) -> str:
         """SHA-256 (hex) of what decides a row's pixels and scores; two runs with one digest give one result."""

@@ -7,12 +7,14 @@ import json
 import logging
 import platform
 import re
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,14 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.orchestration import get_client
-from prefect.states import Cancelled, Completed, Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from denoise_core.device import choose
+from denoise_core.device import Device, choose
 from denoise_core.images import remove_stale_temporaries
 from flows import preflight
-from flows.config import OnExisting, RunConfig
+from flows.config import MOST_SLOTS, OnExisting, Preset, RunConfig
 from flows.errors import StartError
 from flows.server import reports_to_real_server
 from tasks import activity, ledger, table
@@ -46,6 +49,7 @@ from tasks.settings import Settings
 from tasks.slots import limit_name
 from tasks.steps import ONCE
 from tasks.table import DONE, FAILED, SKIPPED
+from tasks.work import Source
 
 POLL_SECONDS = 0.25
 ARTIFACT_SECONDS = 5.0
@@ -120,7 +124,7 @@ def scan(settings: Settings, *, redo: bool) -> Scan:
     name="denoise-directory",
     flow_run_name="{config.title}",
     description="Denoise a directory of images without clean training data.",
-    task_runner=ThreadPoolTaskRunner(max_workers=2),
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_SLOTS + 1),  # type: ignore[arg-type]  # Prefect leaves its result type open
     persist_result=False,
     validate_parameters=True,
 )
@@ -139,7 +143,7 @@ def denoise_directory(config: RunConfig) -> State[Any]:
     with _only_run(output):
         remove_stale_temporaries(output)
         settings = _resolve(config, output)
-        with _logging_to(settings.run_folder / "log.txt"):
+        with _logging_to(settings.run_folder / "log.txt"), _ending_gently():
             return _run(config, settings, started)
 
 
@@ -159,12 +163,7 @@ def _run(config: RunConfig, settings: Settings, started: float) -> State[Any]:
         "%d images: %d to do in %d chunks, %d done earlier, %d files that cannot be done",
         found.images, len(found.todo), len(chunks), len(found.done), len(found.refused),
     )  # fmt: skip
-    runner = process_chunk.with_options(tags=[settings.method, settings.device.name])
-    futures = [
-        runner.submit(sources, settings, number=number, of=len(chunks)) for number, sources in enumerate(chunks, start=1)
-    ]
-    _watch(futures, settings, len(found.todo))
-    faults = [fault for future in futures if (fault := _fault(future)) is not None]
+    faults = _work_through(chunks, settings, len(found.todo))
 
     report(settings, found)
     rows, _ = table.read(settings.output / "results.parquet")
@@ -178,38 +177,65 @@ def _run(config: RunConfig, settings: Settings, started: float) -> State[Any]:
     return Completed(message=f"{summary.done} done, {summary.failed} failed", data=summary)
 
 
-def _watch(futures: list[Any], settings: Settings, total: int) -> None:
-    """Tell the listeners and the Prefect UI how far the chunks are, until they end."""
-    if not futures:
-        return
-    key = f"progress-{_slug(settings.output.name)}"
-    artifact = create_progress_artifact(progress=0.0, key=key, description=f"0 of {total} images")
-    started = shown = time.perf_counter()
-    waiting = {future.wrapped_future for future in futures}
-    tail = ledger.Tail(settings.run_folder)
-    done = failed = 0
-    while waiting:
-        _, waiting = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+def _work_through(chunks: list[tuple[Source, ...]], settings: Settings, total: int) -> list[BaseException]:
+    """Work through the chunks, one more at a time than there are slots, and say how far it is; the faults of failed ones.
+
+    One chunk more than slots: it loads, or saves, while the others hold the slots. Not all at once: what is submitted
+    and waits would hold its images, and could not be called back.
+    """
+    if not chunks:
+        return []
+    runner = process_chunk.with_options(tags=[settings.method, settings.device.name])
+    left = list(enumerate(chunks, start=1))[::-1]
+    in_work: dict[Any, Any] = {}
+    faults: list[BaseException] = []
+    watch = _Watch(settings, total)
+    while left or in_work:
+        while left and len(in_work) <= settings.slots and not interrupt.is_set():
+            number, sources = left.pop()
+            future: Any = runner.submit(sources, settings, number=number, of=len(chunks))
+            in_work[future.wrapped_future] = future
         if interrupt.is_set():
-            for future in waiting:
-                future.cancel()  # those that have not begun; the others stop at their next step
-        for row in tail.new_rows():
-            done += row["status"] == DONE
-            failed += row["status"] == FAILED
-        part, what = activity.glance()
-        progress = Progress(total, done, failed, part, time.perf_counter() - started, what)
+            left.clear()
+        ended, _ = wait(in_work, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+        faults += [fault for one in ended if (fault := _fault(in_work.pop(one))) is not None]
+        watch.show(ended=not (left or in_work))
+    return faults
+
+
+class _Watch:
+    """Tells the listeners and the Prefect UI how far the chunks are."""
+
+    def __init__(self, settings: Settings, total: int) -> None:
+        self._tail = ledger.Tail(settings.run_folder)
+        self._total = total
+        self._done = self._failed = 0
+        self._started = self._published = time.perf_counter()
+        key = f"progress-{_slug(settings.output.name)}"
+        self._artifact: Any = create_progress_artifact(progress=0.0, key=key, description=f"0 of {total} images")
+
+    def show(self, *, ended: bool) -> None:
+        """Look at the ledger and tell; the artifact only every few seconds."""
+        for row in self._tail.new_rows():
+            self._done += row["status"] == DONE
+            self._failed += row["status"] == FAILED
+        part, waiting = activity.glance()
+        seconds = time.perf_counter() - self._started
+        progress = Progress(self._total, self._done, self._failed, part, seconds, waiting)
         for listener in _listeners:
             listener(progress)
-        if not waiting or time.perf_counter() - shown > ARTIFACT_SECONDS:
-            shown = time.perf_counter()
-            left = progress.seconds_left
-            told = f"{done} done, {failed} failed of {total}" + (f", about {left:.0f} s left" if left and waiting else "")
-            update_progress_artifact(artifact, progress=100 * min(1.0, (done + failed + part) / total), description=told)
+        if ended or time.perf_counter() - self._published > ARTIFACT_SECONDS:
+            self._published = time.perf_counter()
+            told = f"{self._done} done, {self._failed} failed of {self._total}"
+            if not ended and progress.seconds_left is not None:
+                told += f", about {progress.seconds_left:.0f} s left"
+            share = (self._done + self._failed + part) / self._total
+            update_progress_artifact(self._artifact, progress=100 * min(1.0, share), description=told)
 
 
 def _fault(future: Any) -> BaseException | None:
     """The machine's fault that a chunk failed by; ``None`` where it ended well or was interrupted."""
-    if future.wrapped_future.cancelled() or not future.state.is_failed() or future.state.is_crashed():
+    if not future.state.is_failed():
         return None
     fault = future.state.result(raise_on_failure=False)
     return fault if isinstance(fault, BaseException) else RuntimeError(str(fault))
@@ -263,6 +289,19 @@ def _slug(name: str) -> str:
 
 
 @contextmanager
+def _ending_gently() -> Iterator[None]:
+    """A termination signal asks the run to stop, as Ctrl-C does; Prefect's own handler would break it off."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: interrupt.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _only_run(output: Path) -> Iterator[None]:
     """Keep other runs out of the output while this one writes there."""
     (output / "runs").mkdir(parents=True, exist_ok=True)
@@ -277,9 +316,24 @@ def _only_run(output: Path) -> Iterator[None]:
         lock.release()
 
 
+def share(device: Device, config: RunConfig) -> tuple[Device, int]:
+    """The device with the threads of one fit, and how many fits share it.
+
+    The fast preset's crops are too small to be worth splitting among threads: on a CPU one fit a core does twice as much,
+    and does not stall where other programs take a core away. The whole-image fit does gain from all cores.
+    """
+    if device.name != "cpu":
+        return device, config.slots or 1
+    if config.preset is Preset.FAST:
+        return replace(device, threads=1), config.slots or min(device.threads, MOST_SLOTS)
+    slots = config.slots or 1
+    return replace(device, threads=max(1, device.threads // slots)), slots
+
+
 def _resolve(config: RunConfig, output: Path) -> Settings:
     """The settings of a new run, whose folder is made and holds its configuration and environment."""
     device = choose(config.device)
+    device, slots = share(device, config)
     runs = ledger.run_folders(output)
     number = int(runs[-1].name.split("-")[0]) + 1 if runs else 1
     run_id = f"{number:04d}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}"
@@ -293,7 +347,7 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
         reference=None if config.reference is None else config.reference.resolve(),
         seed=config.seed,
         device=device,
-        slots=config.slots,
+        slots=slots,
         max_pixels=int(config.max_megapixels * 1e6),
         run_id=run_id,
         config_digest=config.digest(),
@@ -301,7 +355,7 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
     )
     if settings.limit_name is not None:
         with get_client(sync_client=True) as client:
-            client.upsert_global_concurrency_limit_by_name(settings.limit_name, config.slots)
+            client.upsert_global_concurrency_limit_by_name(settings.limit_name, slots)
     settings.run_folder.mkdir(parents=True)
     absolute = config.model_copy(update={"input": settings.input, "output": output, "reference": settings.reference})
     (settings.run_folder / "config.toml").write_text(absolute.to_toml(), encoding="utf-8")
@@ -311,6 +365,7 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
         "device": device.name,
         "precision": device.precision,
         "threads": device.threads,
+        "slots": slots,
         "packages": {
             name: version(name)
             for name in ("torch", "numpy", "prefect", "tifffile", "imagecodecs", "pillow", "pyarrow")
@@ -334,4 +389,3 @@ def _logging_to(path: Path) -> Iterator[None]:
         for name in names:
             logging.getLogger(name).removeHandler(handler)
         handler.close()
-

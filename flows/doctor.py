@@ -26,7 +26,9 @@ def examine() -> dict[str, str]:
     return {
         "denoise-flows": __version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "packages": ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "prefect", "tifffile", "pyarrow")),
+        "packages": ", ".join(
+            f"{name} {version(name)}" for name in ("torch", "torchvision", "prefect", "tifffile", "pyarrow")
+        ),
         "device": f"{device.name}: {device.reason}",
         "precision": device.precision,
         "threads": f"{device.threads} of {os.cpu_count()} cores",

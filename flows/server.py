@@ -120,7 +120,12 @@ def _embedded() -> Iterator[str]:
                 stderr=said,
                 pass_fds=[listening.fileno()],
                 start_new_session=True,
-                env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+                env={
+                    **os.environ,
+                    "PREFECT_UI_ENABLED": "0",
+                    "PREFECT__SERVER_EPHEMERAL": "1",
+                    "PREFECT__SERVER_FINAL": "1",
+                },
             )
             try:
                 import torch  # noqa: F401 - the run needs it: imported while the server starts

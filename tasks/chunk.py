@@ -6,7 +6,6 @@ import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 
 from prefect import task
 
@@ -14,7 +13,7 @@ from tasks import table
 from tasks.add_noise import add_noise
 from tasks.denoise import denoise
 from tasks.evaluate import evaluate
-from tasks.faults import interrupt, is_out_of_memory
+from tasks.faults import interrupt
 from tasks.ledger import Part
 from tasks.load import load
 from tasks.save import record, save
@@ -82,7 +81,7 @@ def process_chunk(sources: tuple[Source, ...], settings: Settings, *, number: in
                 if source.name not in names:
                     work = new_work(source, settings)
                     work.fail(fault)
-                    record(work, part, finished)
+                    record(work, settings, part, finished)
         raise
     done = sum(work.row["status"] == DONE for work in finished)
     log.info("chunk %d of %d: %d done, %d failed", number, of, done, len(finished) - done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import numpy as np
 import psutil
@@ -33,12 +34,10 @@ class ImageTooSmall(DenoiseError):
 @task(name="denoise", **STEP)
 def denoise(chunk: Chunk, settings: Settings, *, step: str = "denoise") -> None:
     """Set ``denoised`` of every image. The slot is held from the first fit of the chunk to its last."""
-    if settings.method == "none":
-        _denoise_all(chunk, settings, step, waited=0.0)
-        return
     if all(work.failed or step in work.steps_done for work in chunk.works):
         return
-    with hold_slot(settings) as waited, smaller_chunk_first(chunk):
+    no_slot = nullcontext(0.0)
+    with no_slot if settings.method == "none" else hold_slot(settings) as waited, smaller_chunk_first(chunk):
         _denoise_all(chunk, settings, step, waited=waited)
 
 
@@ -60,11 +59,15 @@ def _denoise(work: Work, settings: Settings) -> None:
             f"{height} × {width} pixels; {method.name} needs at least {method.min_size} × {method.min_size}"
         )
     if settings.method == "zs-n2n" and settings.device.name == "cpu":
-        need, free = zs_n2n.fit_memory_bytes(work.noisy.shape, settings.preset), psutil.virtual_memory().available
+        need = zs_n2n.fit_memory_bytes(work.noisy.shape, settings.preset, settings.device.precision)
+        free = psutil.virtual_memory().available
         if need > free:
+            other = (
+                "use --preset fast, which takes far less" if settings.preset == "paper" else "free some, or cut it up"
+            )
             raise ImageTooLarge(
                 f"{height} × {width} pixels; preset {settings.preset} would take about {need / 1e9:.1f} GB of memory and "
-                f"{free / 1e9:.1f} GB are free; use --preset fast, whose cost does not grow with the image"
+                f"{free / 1e9:.1f} GB are free; {other}"
             )
     # Bytes are fitted on [0, 1] as published; deeper data seldom fill their type, so their own range is mapped there.
     eight_bit = work.image.pixels.dtype == np.uint8

@@ -21,16 +21,15 @@ interrupt = threading.Event()
 
 _MACHINE_ERRNOS = frozenset(
     getattr(errno, name)
-    for name in (
-        "EIO ENOSPC EDQUOT EROFS ESTALE ENETDOWN ENETUNREACH EHOSTDOWN EHOSTUNREACH ETIMEDOUT ECONNRESET ENOTCONN "
-        "EMFILE ENFILE ENOMEM EAGAIN EBUSY EREMOTEIO ENODEV ENXIO"
-    ).split()
+    for name in """
+    EIO ENOSPC EDQUOT EROFS ESTALE ENETDOWN ENETUNREACH EHOSTDOWN EHOSTUNREACH ETIMEDOUT ECONNRESET ENOTCONN
+    EMFILE ENFILE ENOMEM EAGAIN EBUSY EREMOTEIO ENODEV ENXIO
+    """.split()
     if hasattr(errno, name)
 )
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _DEVICE_SIGNS = ("CUDA error", "cuDNN error", "CUBLAS_STATUS")
 
-RETRIES = 3
 RETRY_SECONDS = (1.0, 4.0, 16.0)
 """Pauses before the retries of a step, s; each is stretched by up to half at random."""
 

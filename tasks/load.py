@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
+import numpy as np
 from prefect import task
 
-from denoise_core.images import decode, to_float
+from denoise_core.errors import DenoiseError
+from denoise_core.images import Image, ImageError, decode, to_float
 from tasks.faults import SourceChanged
 from tasks.settings import Settings
 from tasks.steps import STEP, Chunk, smaller_chunk_first
@@ -23,6 +26,24 @@ def load(chunk: Chunk, settings: Settings, *, step: str = "load") -> None:
                 _load(work, settings)
 
 
+class NoReference(DenoiseError):
+    """There is no clean image that this image can be scored against."""
+
+
+def _reference(path: Path, image: Image, settings: Settings) -> np.ndarray:
+    """The pixels of the clean image, in the noisy one's shape and data type."""
+    try:
+        pixels = decode(path.read_bytes(), max_pixels=settings.max_pixels).pixels
+    except (FileNotFoundError, IsADirectoryError):
+        raise NoReference("there is no reference under this path") from None
+    except ImageError as error:
+        raise NoReference(f"the reference is {error}") from None
+    if pixels.shape != image.pixels.shape or pixels.dtype != image.pixels.dtype:
+        found, wanted = f"{pixels.shape} {pixels.dtype}", f"{image.pixels.shape} {image.pixels.dtype}"
+        raise NoReference(f"the reference is {found}, the image {wanted}")
+    return pixels
+
+
 def _load(work: Work, settings: Settings) -> None:
     try:
         data = work.source.path(settings.input).read_bytes()
@@ -33,16 +54,10 @@ def _load(work: Work, settings: Settings) -> None:
     image = decode(data, max_pixels=settings.max_pixels)
     notes = list(image.notes)
     if settings.reference is not None:
-        path = work.source.path(settings.reference)
-        if path.is_file():
-            reference = decode(path.read_bytes(), max_pixels=settings.max_pixels)
-            if reference.pixels.shape == image.pixels.shape and reference.pixels.dtype == image.pixels.dtype:
-                work.clean = to_float(reference.pixels)
-            else:
-                found = f"{reference.pixels.shape} {reference.pixels.dtype}"
-                notes.append(f"not scored: the reference is {found}, not {image.pixels.shape} {image.pixels.dtype}")
-        else:
-            notes.append("not scored: there is no reference under this path")
+        try:
+            work.clean = to_float(_reference(work.source.path(settings.reference), image, settings))
+        except DenoiseError as error:
+            notes.append(f"not scored: {error}")
     work.image = image
     work.noisy = to_float(image.pixels)
     fill(work.row, note="; ".join(notes) or None)

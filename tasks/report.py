@@ -108,8 +108,8 @@ def worst_first(rows: Sequence[Row]) -> tuple[list[Row], str]:
 def _panels(rows: Sequence[Row], output: Path, config: dict[str, Any]) -> list[Panel]:
     ranked, why = worst_first(rows)
     worst, others = ranked[:WORST], ranked[WORST:]
-    picks = np.linspace(0, len(others) - 1, min(SAMPLE, len(others))).round().astype(int) if others else []
-    chosen = [(row, why) for row in worst] + [(others[i], "sample") for i in picks]
+    evenly = np.linspace(0, len(others) - 1, min(SAMPLE, len(others))).round().astype(int)
+    chosen = [(row, why) for row in worst] + [(others[i], "sample") for i in evenly]
     return [panel for row, reason in chosen if (panel := _panel(row, reason, output, config)) is not None]
 
 
@@ -130,9 +130,7 @@ def _panel(row: Row, why: str, output: Path, config: dict[str, Any]) -> Panel | 
         clean = noisy
         rng = noise.rng(int(row["seed"]), row["source"])
         noisy = noise.add(clean / top, kind, rng, clip=bool(config.get("clip_noise"))) * np.float32(top)
-    return make_panel(
-        row["source"], noisy, denoised.pixels, clean=clean, value_max=top, why=why, caption=_caption(row)
-    )
+    return make_panel(row["source"], noisy, denoised.pixels, clean=clean, value_max=top, why=why, caption=_caption(row))
 
 
 def _caption(row: Row) -> str:
@@ -155,7 +153,9 @@ def summary_markdown(rows: Sequence[Row], output: Path, host: str) -> str:
         lines += ["| --- | --- | --- | --- |"]
         for row in ranked[:10]:
             cells = [_figure(row[k], 2) for k in ("psnr_denoised_db", "sigma_estimate")]
-            lines.append(f"| {_cell(row['source'])} | {' | '.join(cells)} | {_figure(row['residual_autocorrelation'], 3)} |")
+            lines.append(
+                f"| {_cell(row['source'])} | {' | '.join(cells)} | {_figure(row['residual_autocorrelation'], 3)} |"
+            )
     failed = [row for row in rows if row["status"] == FAILED]
     if failed:
         lines += ["", f"## Failed images ({len(failed)})", "", "| image | reason |", "| --- | --- |"]
@@ -172,7 +172,9 @@ def _figure(value: float | None, digits: int) -> str:
 def _cell(value: Any) -> str:
     """A text as one cell of a Markdown table: no markup, no line break."""
     plain = " ".join(str(value).split())
-    return "".join("\\" + c if c in "\\`*_{}[]()#+-!|~" else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(c, c) for c in plain)
+    return "".join(
+        "\\" + c if c in "\\`*_{}[]()#+-!|~" else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(c, c) for c in plain
+    )
 
 
 def _text_or_empty(path: Path) -> str:

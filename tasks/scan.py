@@ -17,8 +17,10 @@ from tasks.table import FAILED, SKIPPED, Row, text
 from tasks.work import Source
 
 IMAGE_SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .tif .tiff .btf .tf8 .gif .bmp .webp .jp2 .j2k .jxl .heic .avif .exr .hdr .pgm .ppm .pbm "
-    ".pnm .tga .ico .svg .dng .cr2 .nef .arw .czi .nd2 .lif .lsm .oib .oif .vsi .ims .dcm .mrc .fits .h5 .hdf5".split()
+    """
+    .png .jpg .jpeg .jpe .jfif .tif .tiff .btf .tf8 .gif .bmp .webp .jp2 .j2k .jxl .heic .avif .exr .hdr .pgm .ppm
+    .pbm .pnm .tga .ico .svg .dng .cr2 .nef .arw .czi .nd2 .lif .lsm .oib .oif .vsi .ims .dcm .mrc .fits .h5 .hdf5
+    """.split()
 )
 """What a user takes for an image: such a file is done or fails, it is never passed over."""
 
@@ -44,7 +46,7 @@ class Scan:
     @property
     def images(self) -> int:
         """Files that are images or should be."""
-        return len(self.todo) + len(self.done) + sum(row["status"] == FAILED for row in self.refused)
+        return len(self.todo) + len(self.done) + len([row for row in self.refused if row["status"] == FAILED])
 
 
 def scan(
@@ -109,7 +111,7 @@ def _look(name: str, path: Path, *, max_pixels: int) -> Source | Row:
                 digest.update(block)
     except FileNotFoundError:
         return _row(name, DenoiseError("the file vanished while the run went on"))
-    except Exception as error:  # noqa: BLE001 - a parser's surprise is this file's failure, the next file is looked at
+    except Exception as error:
         if isinstance(error, OSError) and is_machine_fault(error):
             raise
         return _row(name, error)

@@ -36,7 +36,7 @@ class Chunk:
         return self.label
 
 
-class ChunkTooLarge(Exception):  # noqa: N818 - it asks for a smaller chunk, nothing has failed yet
+class ChunkTooLarge(Exception):
     """Memory ran out while the chunk held several images; halves of it may pass."""
 
 

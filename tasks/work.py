@@ -83,8 +83,6 @@ def pending(works: Sequence[Work], step: str) -> Iterator[Work]:
             continue
         stop_if_interrupted()
         started = time.perf_counter()
-        waited = work.row.get("slot_wait_seconds") or 0.0
         yield work
-        waited = (work.row.get("slot_wait_seconds") or 0.0) - waited
-        work.seconds += time.perf_counter() - started - waited
+        work.seconds += time.perf_counter() - started
         work.steps_done.add(step)

@@ -17,6 +17,10 @@ os.environ["DENOISE_LOCK_DIR"] = f"{_OWN}/locks"
 for name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
     os.environ.pop(name, None)
 
+from flows.server import prepare_environment  # noqa: E402
+
+prepare_environment()
+
 SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
 
 
@@ -57,5 +61,5 @@ def tree(tmp_path: Path, photo: np.ndarray) -> Path:
     Image.fromarray(photo[0:40, 200:248]).save(root / "rgb.png")
     Image.fromarray(photo[40:80, 200:240, 1]).save(root / "sub" / "grey.png")
     Image.fromarray(photo[80:120, 200:240]).save(root / "photo.jpg", quality=95)
-    tifffile.imwrite(root / "deep.tif", photo[120:160, 200:240, 0].astype(np.uint16) * 17 + 300)
+    tifffile.imwrite(root / "deep.tif", photo[120:160, 200:240, 0].astype(np.uint16) * 200 + 5000)
     return root

@@ -46,7 +46,7 @@ class Denoised:
     restarts: int
 
 
-class FitDiverged(DenoiseError):  # noqa: N818 - names what happened, as the results table shows it
+class FitDiverged(DenoiseError):
     """The fit's loss did not stay finite, not even from a second start."""
 
 
@@ -207,13 +207,13 @@ def _check(noisy: Pixels, method: Method, value_range: tuple[float, float]) -> N
     if min(height, width) < method.min_size:
         least = method.min_size
         raise ValueError(
-            f"The image is {width}×{height} pixels: {method.name} needs at least {least}×{least}; use --method none."
+            f"The image is {width}×{height} pixels: {method.name} needs at least {least}×{least}; the method none takes any."
         )
     if not np.isfinite(noisy).all():
         raise ValueError("The image has NaN or infinite pixels: replace them before denoising.")
     lo, hi = value_range
-    span = np.float32(hi - lo)
-    if not (np.isfinite(lo) and lo < hi and np.isfinite(span) and span >= np.finfo(np.float32).tiny):
+    float32 = np.finfo(np.float32)
+    if not (np.isfinite(lo) and np.isfinite(hi) and float(float32.tiny) <= hi - lo <= float(float32.max)):
         raise ValueError(f"The value range must have lo < hi, both finite, found {lo} and {hi}.")
 
 

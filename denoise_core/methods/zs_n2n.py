@@ -4,7 +4,8 @@ Youssef Mansour and Reinhard Heckel, "Zero-Shot Noise2Noise: Efficient Image Den
 CVPR 2023, arXiv:2303.11253. In the paper's symbols: y the noisy image, D = (D1, D2) the pair downsampler, f the
 network, which predicts the noise, so that y − f(y) is the denoised image.
 
-`fit_paper` is the published fit. `fit_fast` has the same network and the same loss, on random crops.
+`fit_paper` is the published fit. `fit_fast` has the same network and the same loss, on random crops; what
+the network then finds in the image's eight turned and mirrored copies is averaged, as its crops were turned too.
 """
 
 from __future__ import annotations
@@ -89,39 +90,29 @@ def fit_paper(
     return _descend(f, lambda: y, adam, schedule, steps=3000, every=1, device=device, on_step=on_step)
 
 
-FAST_STEPS, FAST_CROP, FAST_BATCH, FAST_RATE = 1000, 64, 4, 4e-3
+# One crop a step and more steps gain more than the same pixels in larger batches (benchmarks/NOTES.md).
+FAST_STEPS, FAST_CROP, FAST_RATE = 3000, 64, 4e-3
 
 
 def fit_fast(
     f: nn.Module, y: Tensor, *, rate: float, generator: torch.Generator, device: Device, on_step: OnStep
 ) -> tuple[int, float]:
-    """1000 steps of Adam on four random 64×64 crops of y, one cycle to 4e-3: its cost does not grow with the image."""
+    """3000 steps of Adam, each on a random 64×64 crop of y, one cycle to 4e-3: the cost does not grow with the image."""
     adam = torch.optim.Adam(f.parameters(), lr=FAST_RATE * rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(adam, max_lr=FAST_RATE * rate, total_steps=FAST_STEPS)
     return _descend(
-        f,
-        lambda: random_crops(y, generator),
-        adam,
-        schedule,
-        steps=FAST_STEPS,
-        every=5,
-        device=device,
-        on_step=on_step,
+        f, lambda: random_crop(y, generator), adam, schedule, steps=FAST_STEPS, every=5, device=device, on_step=on_step
     )
 
 
-def random_crops(y: Tensor, generator: torch.Generator) -> Tensor:
-    """Four random crops of y (1, C, H, W), at most 64×64 and of even sides, each turned or mirrored at random."""
+def random_crop(y: Tensor, generator: torch.Generator) -> Tensor:
+    """A random crop of y (1, C, H, W), at most 64×64 and of even sides, turned or mirrored at random."""
     height, width = y.shape[-2:]
     h, w = min(FAST_CROP, height // 2 * 2), min(FAST_CROP, width // 2 * 2)
-    tops = torch.randint(height - h + 1, (FAST_BATCH,), generator=generator).tolist()
-    lefts = torch.randint(width - w + 1, (FAST_BATCH,), generator=generator).tolist()
-    turns = torch.randint(8, (FAST_BATCH,), generator=generator).tolist()
-    crops = [
-        turn(y[0, :, top : top + h, left : left + w], k if h == w else k % 4)
-        for top, left, k in zip(tops, lefts, turns, strict=True)
-    ]
-    return torch.stack(crops).contiguous(memory_format=torch.channels_last)
+    top = int(torch.randint(height - h + 1, (), generator=generator))
+    left = int(torch.randint(width - w + 1, (), generator=generator))
+    k = int(torch.randint(8, (), generator=generator))
+    return turn(y[..., top : top + h, left : left + w], k).contiguous(memory_format=torch.channels_last)
 
 
 def turn(x: Tensor, k: int) -> Tensor:

@@ -54,8 +54,12 @@ def test_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("source", "output"), [("a", "a"), ("a", "a/out"), ("a/in", "a"), ("a", "link-to-a"), ("a", "a/../a")])
-def test_input_and_output_within_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, output: str) -> None:
+@pytest.mark.parametrize(
+    ("source", "output"), [("a", "a"), ("a", "a/out"), ("a/in", "a"), ("a", "link-to-a"), ("a", "a/../a")]
+)
+def test_input_and_output_within_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, output: str
+) -> None:
     (tmp_path / "a" / "in").mkdir(parents=True)
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a" / "in" / "x.png")
     (tmp_path / "link-to-a").symlink_to(tmp_path / "a")
@@ -64,7 +68,9 @@ def test_input_and_output_within_each_other(tmp_path: Path, capsys: pytest.Captu
     assert "OUTPUT" in said
 
 
-def test_an_output_whose_images_folder_leads_into_the_input(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_whose_images_folder_leads_into_the_input(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "images").symlink_to(tree)
     refused(capsys, "run", tree, tmp_path / "out")
@@ -77,11 +83,11 @@ def test_unwritable_output(tree: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "cannot be written" in refused(capsys, "run", tree, "/proc/out")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [["--method", "bm4d"], ["--noise", "gauss"], ["--device", "tpu"], ["--slots", "0"], ["--unheard-of"], ["--config", "nowhere.toml"],
-     ["--device", "cuda:99"], ["--seed", "one"], ["--preset", "best"], ["--engine", "dask"]],
-)  # fmt: skip
+BAD = """--method bm4d|--noise gauss|--device tpu|--slots 0|--unheard-of|--config nowhere.toml|--device cuda:99|--seed one|
+--preset best|--engine dask|--reference nowhere|--on-existing ask"""
+
+
+@pytest.mark.parametrize("options", [option.split() for option in BAD.split("|")], ids=" ".join)
 def test_a_bad_option(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
     said = refused(capsys, "run", tree, tmp_path / "out", *options, *(["--dry-run"] if "cuda:99" in options else []))
     assert options[0].strip("-") in said or "cuda" in said

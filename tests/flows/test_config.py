@@ -68,7 +68,13 @@ def test_the_digest_follows_what_decides_the_result_and_nothing_else() -> None:
     base = config()
     assert base.digest() == config(method="zs-n2n").digest(), "auto is what it stands for"
     assert base.digest() == config(slots=3, chunk=9, device="cpu", on_existing="overwrite", output="elsewhere").digest()
-    different = [config(seed=1), config(preset="paper"), config(noise="gauss:25"), config(method="none"), config(reference="r")]
+    different = [
+        config(seed=1),
+        config(preset="paper"),
+        config(noise="gauss:25"),
+        config(method="none"),
+        config(reference="r"),
+    ]
     digests = {base.digest(), *(c.digest() for c in different)}
     assert len(digests) == len(different) + 1
 

@@ -29,7 +29,15 @@ def reasons(found: Scan) -> dict[str, tuple[str, str]]:
 
 
 def test_names_of_every_kind_are_kept_apart_and_in_order(tmp_path: Path) -> None:
-    names = ["a b.png", "a\nb.png", "b/x.png", "c/x.png", "<script>alert(1)</script>.png".replace("/", ""), "微🔬.png", "'\".png"]
+    names = [
+        "a b.png",
+        "a\nb.png",
+        "b/x.png",
+        "c/x.png",
+        "<script>alert(1)</script>.png".replace("/", ""),
+        "微🔬.png",
+        "'\".png",
+    ]
     for name in names:
         png(tmp_path / "in" / name)
     found = look(tmp_path / "in")

@@ -65,7 +65,9 @@ def test_no_more_threads_hold_it_than_there_are_slots(settings: Settings, slots:
 
 def test_a_killed_holder_frees_its_slot(settings: Settings) -> None:
     one = replace(settings, slots=1)
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, "cpu", "1"], stdout=subprocess.PIPE, text=True, env=os.environ.copy())
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, "cpu", "1"], stdout=subprocess.PIPE, text=True, env=os.environ.copy()
+    )
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline() == "held\n"

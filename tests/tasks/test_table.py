@@ -14,10 +14,12 @@ import pytest
 
 from tasks import table
 
-CONTRACT = """source output status error_type error axes shape dtype method preset scope noise seed device psnr_noisy_db
-psnr_denoised_db ssim_noisy ssim_denoised data_range sigma_estimate residual_autocorrelation mean_noisy mean_denoised
-clipped_fraction fit_seconds denoise_seconds seconds source_sha256 output_sha256 config_digest run_id software_version
-created_at""".split()
+CONTRACT = """
+source output status error_type error axes shape dtype method preset scope noise seed device psnr_noisy_db
+psnr_denoised_db ssim_noisy ssim_denoised data_range sigma_estimate residual_autocorrelation mean_noisy
+mean_denoised clipped_fraction fit_seconds denoise_seconds seconds source_sha256 output_sha256 config_digest
+run_id software_version created_at
+""".split()
 
 
 def test_the_contracts_columns_are_there() -> None:

@@ -1,0 +1,404 @@
+"""The flow on real images, against a real embedded Prefect server."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tifffile
+from PIL import Image
+
+import tasks.chunk
+import tasks.denoise
+import tasks.load
+import tasks.save
+from denoise_core import methods
+from denoise_core.methods import zs_n2n
+from flows.cli import main
+from tasks import ledger, table
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def run(*arguments: object) -> int:
+    return main(["run", *map(str, arguments)])
+
+
+def rows_of(output: Path) -> dict[str, table.Row]:
+    rows, _ = table.read(output / "results.parquet")
+    for row in rows:
+        for name, value in row.items():
+            assert not isinstance(value, float) or math.isfinite(value), (row["source"], name)
+    return {row["source"]: row for row in rows}
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def digests(output: Path) -> dict[str, tuple[str, str]]:
+    return {name: (row["status"], row["output_sha256"]) for name, row in rows_of(output).items()}
+
+
+def fits(output: Path) -> int:
+    """Rows that all runs into this output have written to their ledgers."""
+    return sum(len(list(ledger.rows_of(folder))) for folder in ledger.run_folders(output))
+
+
+@pytest.fixture(autouse=True)
+def _short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zs_n2n, "FAST_STEPS", 600)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pauses between retries."""
+    for step in (tasks.load.load, tasks.save.save, tasks.denoise.denoise):
+        monkeypatch.setattr(step, "retry_delay_seconds", [0.0, 0.0, 0.0])
+
+
+def test_the_main_job(tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A tree in, the same tree out, less noise, and every promise of the table."""
+    (tree / "broken.png").write_bytes((tree / "rgb.png").read_bytes()[:200])
+    (tree / "notes.txt").write_text("not an image")
+    before = {p: p.read_bytes() for p in tree.rglob("*") if p.is_file()}
+    out = tmp_path / "out"
+
+    assert run(tree, out, "--noise", "gauss:25", "--chunk", 2) == 1, "one image is broken"
+
+    said = capfd.readouterr()
+    assert "4 done, 1 failed, 1 not images" in said.out
+    assert "broken.png" in said.err
+    for trouble in ("Traceback", "Warning", "warning", "Error"):
+        assert trouble not in said.out + said.err
+    assert files(out / "images") == ["deep.tif", "photo.jpg", "rgb.png", "sub/grey.png"]
+    assert {p: p.read_bytes() for p in tree.rglob("*") if p.is_file()} == before, "the input is never written to"
+
+    rows = rows_of(out)
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "broken.png": "failed", "deep.tif": "done", "notes.txt": "skipped", "photo.jpg": "done", "rgb.png": "done",
+        "sub/grey.png": "done",
+    }  # fmt: skip
+    for name, row in rows.items():
+        if row["status"] != "done":
+            assert row["error"]
+            assert row["output"] is None
+            continue
+        assert row["psnr_denoised_db"] > row["psnr_noisy_db"] + 1.5, name
+        assert row["ssim_denoised"] > row["ssim_noisy"], name
+        assert row["error"] is None
+        assert row["method"] == "zs-n2n"
+        assert row["scope"] == "image"
+        assert row["steps"] > 0
+        assert row["fit_seconds"] > 0
+        assert row["seconds"] >= row["fit_seconds"]
+        assert abs(row["mean_denoised"] - row["mean_noisy"]) < 0.02 * row["data_range"]
+    assert rows["rgb.png"]["sigma_estimate"] == pytest.approx(25, rel=0.3)
+    assert rows["deep.tif"]["data_range"] == 65535
+    assert rows["rgb.png"]["shape"] == [40, 48, 3]
+
+    denoised = tifffile.imread(out / "images" / "deep.tif")
+    assert denoised.dtype == np.uint16
+    assert denoised.shape == (40, 40)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "broken.png" in page
+    assert "data:image/png" in page
+    (run_folder,) = ledger.run_folders(out)
+    assert json.loads((run_folder / "environment.json").read_text())["packages"]["torch"]
+    assert 'noise = "gauss:25"' in (run_folder / "config.toml").read_text()
+    assert pq.read_schema(out / "results.parquet").metadata[b"denoise_flows.run_id"].decode() == run_folder.name
+
+
+def test_a_second_run_does_nothing_for_what_is_done(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(tree, out, "--method", "none") == 0
+    first, written = digests(out), {p: p.stat().st_mtime_ns for p in (out / "images").rglob("*.*")}
+    assert run(tree, out, "--method", "none") == 0
+    assert "0 done, 4 done earlier, 0 failed" in capsys.readouterr().out
+    assert fits(out) == 4
+    assert digests(out) == first
+    assert {p: p.stat().st_mtime_ns for p in (out / "images").rglob("*.*")} == written
+
+
+def test_only_what_changed_is_done_again(tree: Path, tmp_path: Path, photo: np.ndarray) -> None:
+    out = tmp_path / "out"
+    run(tree, out, "--method", "none")
+    changed = tree / "deep.tif"
+    stamp = changed.stat()
+    data = bytearray(changed.read_bytes())
+    data[-1] ^= 1  # same size, and soon the same time
+    changed.write_bytes(data)
+    os.utime(changed, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    Image.fromarray(photo[:20, :20]).save(tree / "new.png")
+    os.utime(tree / "photo.jpg")
+    (tree / "rgb.png").unlink()
+    (out / "images" / "sub" / "grey.png").unlink()
+    assert run(tree, out, "--method", "none") == 0
+    again = {row["source"] for row in ledger.rows_of(ledger.run_folders(out)[-1])}
+    assert again == {"deep.tif", "new.png", "sub/grey.png"}
+    assert "no longer in the input" in rows_of(out)["rgb.png"]["note"]
+    assert rows_of(out)["photo.jpg"]["note"] is None
+
+
+def test_another_configuration_and_overwrite_do_everything_again(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(tree, out, "--method", "none")
+    run(tree, out, "--method", "none", "--seed", 1)
+    assert fits(out) == 8
+    run(tree, out, "--method", "none", "--seed", 1, "--on-existing", "overwrite")
+    assert fits(out) == 12
+    assert run(tree, out, "--method", "none", "--on-existing", "error") == 2
+
+
+def test_the_chunk_size_does_not_matter(tree: Path, tmp_path: Path) -> None:
+    run(tree, tmp_path / "a", "--chunk", 1, "--noise", "poisson:30")
+    run(tree, tmp_path / "b", "--chunk", 4, "--noise", "poisson:30")
+    a, b = rows_of(tmp_path / "a"), rows_of(tmp_path / "b")
+    assert {k: r["output_sha256"] for k, r in a.items()} == {k: r["output_sha256"] for k, r in b.items()}
+    assert {k: r["psnr_denoised_db"] for k, r in a.items()} == {k: r["psnr_denoised_db"] for k, r in b.items()}
+
+
+def test_reference(tree: Path, tmp_path: Path) -> None:
+    clean = tmp_path / "clean"
+    shutil.copytree(tree, clean)
+    (clean / "rgb.png").unlink()
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(clean / "sub" / "grey.png")
+    (clean / "photo.jpg").write_bytes(b"broken")
+    assert run(tree, tmp_path / "out", "--method", "none", "--reference", clean) == 0
+    rows = rows_of(tmp_path / "out")
+    assert "no reference" in rows["rgb.png"]["note"]
+    assert "not scored" in rows["sub/grey.png"]["note"]
+    assert "not scored" in rows["photo.jpg"]["note"]
+    assert rows["deep.tif"]["ssim_denoised"] == pytest.approx(1)
+    assert rows["deep.tif"]["psnr_denoised_db"] is None, "identical images have no finite PSNR"
+    assert all(rows[name]["psnr_noisy_db"] is None for name in ("rgb.png", "sub/grey.png"))
+
+
+def test_images_that_the_method_cannot_take(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    Image.fromarray(np.full((1, 1), 7, np.uint8)).save(tree / "dot.png")
+    Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tree / "flat.png")
+    Image.new("CMYK", (16, 16)).save(tree / "cmyk.jpg")
+    tifffile.imwrite(tree / "float.tif", np.full((16, 16), np.nan, np.float32))
+    assert run(tree, out) == 1
+    rows = rows_of(out)
+    assert "1 × 1 pixels" in rows["dot.png"]["error"]
+    assert "CMYK" in rows["cmyk.jpg"]["error"]
+    assert "floating-point" in rows["float.tif"]["error"]
+    assert rows["flat.png"]["status"] == "done"
+    assert np.array_equal(np.asarray(Image.open(out / "images" / "flat.png")), np.full((16, 16, 3), 90))
+
+
+def test_same_names_in_two_folders_and_hostile_names(tmp_path: Path, photo: np.ndarray) -> None:
+    root, out = tmp_path / "in", tmp_path / "out"
+    names = ["a/x.png", "b/x.png", "with space.png", "line\nbreak.png", "🔬.png", "<script>alert(1)<", "=cmd|x.png"]
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo[number : number + 16, 200:216]).save(root / name, format="PNG")
+    assert run(root, out, "--method", "none") == 0
+    for name in names:
+        assert (out / "images" / name).read_bytes()
+        assert np.array_equal(np.asarray(Image.open(out / "images" / name)), np.asarray(Image.open(root / name)))
+    assert set(rows_of(out)) == set(names)
+    assert "<script>alert(1)" not in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_file_that_vanishes_and_one_that_changes(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tasks.chunk.load.fn
+
+    def late(chunk: Any, settings: Any, *, step: str = "load") -> None:
+        (tree / "rgb.png").unlink(missing_ok=True)
+        (tree / "deep.tif").write_bytes(b"something else")
+        real(chunk, settings, step=step)
+
+    monkeypatch.setattr(tasks.chunk, "load", late)
+    assert run(tree, tmp_path / "out", "--method", "none", "--chunk", 4) == 1
+    rows = rows_of(tmp_path / "out")
+    assert "vanished" in rows["rgb.png"]["error"]
+    assert "changed" in rows["deep.tif"]["error"]
+    assert rows["photo.jpg"]["status"] == rows["sub/grey.png"]["status"] == "done"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_passing_fault_of_the_disk_is_retried(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tries = tasks.save.write_atomic, []
+
+    def flaky(path: Path, data: bytes) -> None:
+        tries.append(path.name)
+        if path.name == "photo.jpg" and tries.count("photo.jpg") < 3:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        real(path, data)
+
+    monkeypatch.setattr(tasks.save, "write_atomic", flaky)
+    assert run(tree, tmp_path / "out", "--method", "none", "--chunk", 4) == 0
+    assert tries.count("photo.jpg") == 3
+    assert all(tries.count(name) == 1 for name in ("deep.tif", "rgb.png", "grey.png")), (
+        "done images are not written again"
+    )
+    assert fits(tmp_path / "out") == 4
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_lasting_fault_fails_its_chunk_alone(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tries = tasks.save.write_atomic, []
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "photo.jpg":
+            tries.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, data)
+
+    monkeypatch.setattr(tasks.save, "write_atomic", full)
+    out = tmp_path / "out"
+    assert run(tree, out, "--method", "none", "--chunk", 2) == 1  # chunks: deep.tif photo.jpg | rgb.png sub/grey.png
+    assert len(tries) == 4
+    rows = rows_of(out)
+    assert rows["photo.jpg"]["status"] == "failed"
+    assert "No space left" in rows["photo.jpg"]["error"]
+    assert [rows[name]["status"] for name in ("deep.tif", "rgb.png", "sub/grey.png")] == ["done"] * 3
+    monkeypatch.setattr(tasks.save, "write_atomic", real)
+    assert run(tree, out, "--method", "none") == 0
+    assert [row["source"] for row in ledger.rows_of(ledger.run_folders(out)[-1])] == ["photo.jpg"]
+
+
+def test_out_of_memory_takes_a_smaller_chunk_first(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_step, real_method = tasks.chunk.denoise, methods.denoise
+    sizes: list[int] = []
+
+    def step(chunk: Any, settings: Any) -> None:
+        sizes.append(len(chunk.works))
+        real_step(chunk, settings)
+
+    def method(*args: Any, **options: Any) -> methods.Denoised:
+        if sizes[-1] > 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real_method(*args, **options)
+
+    monkeypatch.setattr(tasks.chunk, "denoise", step)
+    monkeypatch.setattr(tasks.denoise.methods, "denoise", method)
+    assert run(tree, tmp_path / "out", "--method", "none", "--chunk", 4) == 0
+    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+    assert fits(tmp_path / "out") == 4
+
+
+def test_a_bug_in_a_method_fails_its_image_and_leaves_a_traceback_in_the_log(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    real = methods.denoise
+
+    def buggy(noisy: np.ndarray, **options: Any) -> methods.Denoised:
+        if noisy.ndim == 3:
+            raise TypeError("unexpected number of wings")
+        return real(noisy, **options)
+
+    monkeypatch.setattr(tasks.denoise.methods, "denoise", buggy)
+    assert run(tree, tmp_path / "out", "--method", "none") == 1
+    rows = rows_of(tmp_path / "out")
+    assert rows["rgb.png"]["error_type"] == "TypeError"
+    assert rows["deep.tif"]["status"] == "done"
+    said = capfd.readouterr()
+    assert "Traceback" not in said.err + said.out
+    (folder,) = ledger.run_folders(tmp_path / "out")
+    assert "unexpected number of wings" in (folder / "log.txt").read_text()
+    assert "Traceback" in (folder / "log.txt").read_text()
+
+
+def test_json_is_the_only_thing_on_stdout(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tree, tmp_path / "out", "--method", "none", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["done"] == summary["images"] == 4
+    assert summary["failed"] == 0
+    assert Path(summary["report"]).is_file()
+
+
+def test_options_from_a_file_and_the_command_line_over_them(tree: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('method = "none"\nseed = 5\nchunk = 1\n')
+    assert run(tree, tmp_path / "out", "--config", file, "--seed", 6) == 0
+    assert {row["seed"] for row in rows_of(tmp_path / "out").values()} == {6}
+    assert {row["method"] for row in rows_of(tmp_path / "out").values()} == {"none"}
+    again = ledger.run_folders(tmp_path / "out")[0] / "config.toml"
+    assert main(["run", "--config", str(again)]) == 0, "what a run keeps of its configuration starts it again"
+    assert fits(tmp_path / "out") == 4
+
+
+def test_one_image(tree: Path, tmp_path: Path) -> None:
+    assert run(tree / "sub" / "grey.png", tmp_path / "out", "--method", "none") == 0
+    assert files(tmp_path / "out" / "images") == ["grey.png"]
+
+
+def test_only_files_that_are_no_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    assert run(tmp_path / "in", tmp_path / "out") == 2
+    assert "there is no image" in capsys.readouterr().err
+
+
+def test_a_second_run_on_the_same_output_is_refused(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from filelock import FileLock
+
+    out = tmp_path / "out"
+    (out / "runs").mkdir(parents=True)
+    with FileLock(out / "runs" / ".lock"):
+        assert run(tree, out, "--method", "none") == 2
+    assert "another run" in capsys.readouterr().err
+    assert run(tree, out, "--method", "none") == 0
+
+
+def test_left_over_temporaries_are_cleared_away(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(tree, out, "--method", "none")
+    stray = out / "images" / ".rgb.png.0123456789abcdef.denoise-tmp"
+    stray.write_bytes(b"half")
+    run(tree, out, "--method", "none")
+    assert not stray.exists()
+
+
+def test_the_report_is_rendered_again_from_the_table(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run(tree, out, "--method", "none", "--noise", "gauss:25")
+    before = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    capsys.readouterr()
+    assert main(["report", str(out)]) == 0
+    assert str(out / "report.html") in capsys.readouterr().out
+    assert (out / "report.html").read_bytes() == before
+    shutil.rmtree(tree)
+    assert main(["report", str(out)]) == 0, "without the input the page has no pictures, and is there all the same"
+
+
+def test_artifacts_and_names_in_prefect(tree: Path, tmp_path: Path) -> None:
+    from prefect.client.orchestration import get_client
+
+    (tree / "bad.png").write_text("x")
+    run(tree, tmp_path / "watched", "--method", "none", "--chunk", 2)
+    with get_client(sync_client=True) as client:
+        flow_run = max(client.read_flow_runs(), key=lambda r: r.start_time)
+        assert flow_run.name == "input: none"
+        assert flow_run.state is not None
+        assert flow_run.state.message == "4 done, 1 failed"
+        artifacts = {a.key: a for a in client.read_artifacts() if a.flow_run_id == flow_run.id}
+        names = {r.name for r in client.read_task_runs(limit=200) if r.flow_run_id == flow_run.id}
+    assert set(artifacts) == {"progress-watched", "summary-watched", "report-watched"}
+    assert artifacts["progress-watched"].data == 100
+    assert "bad.png".replace(".", ".") in artifacts["report-watched"].data.replace("\\", "")
+    assert {"scan", "report", "chunk 1 of 2", "load of chunk 1 of 2", "save of chunk 2 of 2"} <= names
+
+
+def test_nothing_is_printed_while_prefect_logs(tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(tree, tmp_path / "out", "--method", "none", "--json")
+    assert capfd.readouterr().err == ""

@@ -62,9 +62,8 @@ def main() -> int:
     elif options.crop:
         source, whole = RESULTS / f"{options.images}-{options.crop}", source
         centre_crops(whole, source, options.crop)
-    name = "-".join(
-        [options.images, str(options.crop or "full"), *(p.strip("-").replace(":", "") for p in passed if "/" not in p)]
-    )
+    told = [option.strip("-").replace(":", "") for option in passed if "/" not in option]
+    name = "-".join([options.images, str(options.crop or "full"), *told])
     output = RESULTS / name
 
     started = time.perf_counter()

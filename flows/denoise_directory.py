@@ -140,11 +140,14 @@ def denoise_directory(config: RunConfig) -> State[Any]:
     started = time.perf_counter()
     preflight.check(config)
     output = config.output.resolve()
-    with _only_run(output):
-        remove_stale_temporaries(output)
-        settings = _resolve(config, output)
-        with _logging_to(settings.run_folder / "log.txt"), _ending_gently():
-            return _run(config, settings, started)
+    try:
+        with _only_run(output), _ending_gently():
+            remove_stale_temporaries(output)
+            settings = _resolve(config, output)
+            with _logging_to(settings.run_folder / "log.txt"):
+                return _run(config, settings, started)
+    finally:
+        interrupt.clear()  # it was this run's; a service runs the next flow in the same process
 
 
 def _run(config: RunConfig, settings: Settings, started: float) -> State[Any]:

@@ -12,8 +12,13 @@ from tasks.work import guarded, pending
 
 @task(name="add-noise", **STEP)
 def add_noise(chunk: Chunk, settings: Settings, *, step: str = "add noise") -> None:
-    """Keep the image as ``clean`` and make ``noisy`` from it, seeded by the run's seed and the image's path."""
+    """Keep the image as ``clean`` and make ``noisy`` from it, seeded by the run's seed and the image's path.
+
+    Without noise to add, the image is what the microscope gave: it stays ``noisy``, and nothing here is clean.
+    """
     kind = noise.parse(settings.noise)
+    if kind.kind == "none":
+        return
     with smaller_chunk_first(chunk):
         for work in pending(chunk.works, step):
             with guarded(work):

@@ -180,8 +180,35 @@ def test_reference(tree: Path, tmp_path: Path) -> None:
     assert "not scored" in rows["sub/grey.png"]["note"]
     assert "not scored" in rows["photo.jpg"]["note"]
     assert rows["deep.tif"]["ssim_denoised"] == pytest.approx(1)
+    assert rows["deep.tif"]["data_range"] == 65535
     assert rows["deep.tif"]["psnr_denoised_db"] is None, "identical images have no finite PSNR"
     assert all(rows[name]["psnr_noisy_db"] is None for name in ("rgb.png", "sub/grey.png"))
+
+
+def test_scores_are_those_of_the_files_against_the_reference(tree: Path, tmp_path: Path) -> None:
+    from skimage.metrics import peak_signal_noise_ratio
+
+    clean, out = tmp_path / "clean", tmp_path / "out"
+    shutil.copytree(tree, clean)
+    reference = tifffile.imread(clean / "deep.tif")
+    noise = np.random.default_rng(0).normal(0, 3000, reference.shape)
+    noisy = np.clip(reference + noise, 0, 65535).astype(np.uint16)
+    tifffile.imwrite(tree / "deep.tif", noisy)
+    assert run(tree, out, "--reference", clean) == 0
+    row = rows_of(out)["deep.tif"]
+    denoised = tifffile.imread(out / "images" / "deep.tif")
+    assert row["psnr_noisy_db"] == pytest.approx(peak_signal_noise_ratio(reference, noisy), abs=1e-3)
+    assert row["psnr_denoised_db"] == pytest.approx(peak_signal_noise_ratio(reference, denoised), abs=1e-3)
+    assert row["psnr_denoised_db"] > row["psnr_noisy_db"]
+
+
+def test_without_a_clean_image_there_are_no_scores(tree: Path, tmp_path: Path) -> None:
+    assert run(tree / "rgb.png", tmp_path / "out") == 0
+    (row,) = rows_of(tmp_path / "out").values()
+    scores = ("psnr_noisy_db", "psnr_denoised_db", "ssim_noisy", "ssim_denoised", "data_range")
+    assert [row[name] for name in scores] == [None] * 5
+    assert row["sigma_estimate"] > 0
+    assert row["residual_autocorrelation"] is not None
 
 
 def test_images_that_the_method_cannot_take(tree: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from flows.config import RunConfig
-    from flows.denoise_directory import Summary
+    from flows.progress import Summary
 
 DONE, SOME_FAILED, NOT_STARTED, INTERRUPTED = 0, 1, 2, 130
 
@@ -50,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has gone; pointing stdout away keeps Python from complaining about it on the way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        from tasks.faults import sentence
+
+        sys.stderr.write(f"denoise: {sentence(error)}\n")
+        return NOT_STARTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,22 +136,29 @@ def _denoise(config: RunConfig, *, as_json: bool) -> int:
     from tasks.faults import interrupt, sentence
 
     with _stopping_on_signals(interrupt.set), connected() as server:
-        from flows.denoise_directory import denoise_directory, listening
+        from prefect import tags
+
+        from flows.denoise_directory import denoise_directory
+        from flows.progress import listening
 
         if not as_json:
             print(f"Prefect server: {server}", file=sys.stderr, flush=True)
         terminal = sys.stderr.isatty() and not as_json
-        with console.progress_on(terminal) as show, listening((lambda _: None) if as_json else show):
+        with (
+            console.progress_on(terminal) as show,
+            listening((lambda _: None) if as_json else show),
+            tags(config.resolved_method, "denoise-flows"),
+        ):
             state: Any = denoise_directory(config, return_state=True)
     outcome: Any = state.result(raise_on_failure=False)
     if isinstance(outcome, DenoiseError):
         raise outcome
-    if isinstance(outcome, BaseException):
-        sys.stderr.write(f"denoise: the run broke off ({type(outcome).__name__}): {sentence(outcome)}\n")
-        return INTERRUPTED if interrupt.is_set() else SOME_FAILED
-    if outcome is None:  # stopped before there was anything to sum up
+    if state.is_cancelled() and (outcome is None or isinstance(outcome, BaseException)):  # stopped before there was anything to sum up
         sys.stderr.write("denoise: interrupted\n")
         return INTERRUPTED
+    if isinstance(outcome, BaseException):
+        sys.stderr.write(f"denoise: the run broke off ({type(outcome).__name__}): {sentence(outcome)}\n")
+        return SOME_FAILED
     summary: Summary = outcome
     if as_json:
         print(json.dumps(asdict(summary)))
@@ -154,7 +166,7 @@ def _denoise(config: RunConfig, *, as_json: bool) -> int:
         console.print_summary(summary)
     if summary.interrupted:
         return INTERRUPTED
-    return SOME_FAILED if summary.failed else DONE
+    return SOME_FAILED if summary.failed or state.is_failed() else DONE
 
 
 class _stopping_on_signals:  # noqa: N801 - used as a statement
@@ -191,6 +203,7 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
         max_pixels=int(config.max_megapixels * 1e6),
         config_digest=config.digest(),
         redo=config.on_existing is OnExisting.OVERWRITE,
+        reference=None if config.reference is None else config.reference.resolve(),
     )
     failed = [row for row in found.refused if row["status"] == FAILED]
     skipped = [row for row in found.refused if row["status"] == SKIPPED]

@@ -105,8 +105,7 @@ class RunConfig(BaseModel):
     def _noise_is_known(cls, value: str) -> str:
         from denoise_core import noise
 
-        noise.parse(value)
-        return value
+        return str(noise.parse(value))  # one spelling of one level: it is part of the digest
 
     @model_validator(mode="after")
     def _options_agree(self) -> Self:
@@ -131,7 +130,10 @@ class RunConfig(BaseModel):
         return f"{self.input.resolve().name}: {self.resolved_method}{preset}{noise}"
 
     def digest(self) -> str:
-        """SHA-256 (hex) of what decides a row's pixels and scores; two runs with one digest give one result."""
+        """SHA-256 (hex) of the options that decide a row's pixels and scores.
+
+        Not of the machine: device kind and thread count may change the last bits, and are columns of their own.
+        """
         decides = {
             "method": self.resolved_method,
             "preset": self.preset.value if self.resolved_method != "none" else None,
@@ -145,8 +147,14 @@ class RunConfig(BaseModel):
     def to_toml(self) -> str:
         """The configuration as a TOML document that ``--config`` reads back."""
         values = self.model_dump(mode="json", exclude_none=True)
-        # A JSON string, number or boolean is a TOML one as well.
-        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+        return "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
+
+
+def _toml(value: object) -> str:
+    """A string, number or boolean as TOML writes it: JSON, but for escapes that TOML does not know."""
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flows.denoise_directory import Progress, Summary
+    from flows.progress import Progress, Summary
 
 _LINE_SECONDS = 10.0
 _FAILURES_SHOWN = 10

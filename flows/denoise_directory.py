@@ -6,15 +6,13 @@ import datetime
 import json
 import logging
 import platform
-import re
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
@@ -38,12 +30,13 @@ from denoise_core.images import remove_stale_temporaries
 from flows import preflight
 from flows.config import MOST_SLOTS, OnExisting, Preset, RunConfig
 from flows.errors import StartError
+from flows.progress import Summary, Watch, publish
 from flows.server import reports_to_real_server
-from tasks import activity, ledger, table
+from tasks import ledger, table
 from tasks import scan as scanning
-from tasks.chunk import into_chunks, process_chunk
+from tasks.chunk import MOST_SEEN_IMAGES, into_chunks, process_chunk
 from tasks.faults import Interrupted, interrupt
-from tasks.report import report, summary_markdown
+from tasks.report import PAGE, RESULTS, report
 from tasks.scan import Scan
 from tasks.settings import Settings
 from tasks.slots import limit_name
@@ -52,60 +45,6 @@ from tasks.table import DONE, FAILED, SKIPPED
 from tasks.work import Source
 
 POLL_SECONDS = 0.25
-ARTIFACT_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is, for whoever watches it."""
-
-    total: int  # images that this run has to do
-    done: int
-    failed: int
-    part: float  # fraction of the images in work, summed: 0.5 is half an image
-    seconds: float  # since the first chunk was submitted
-    waiting: str | None  # what the run waits for, while nothing else goes on
-
-    @property
-    def seconds_left(self) -> float | None:
-        """The time that the rest will take at the rate so far, s; ``None`` before anything is done."""
-        finished = self.done + self.failed + self.part
-        return None if finished < 0.05 else self.seconds * (self.total - finished) / finished
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What became of a run; ``--json`` prints it."""
-
-    run_id: str
-    output: str
-    images: int  # images in the input, readable or not
-    done: int  # by this run
-    already_done: int  # by earlier runs, left as they are
-    failed: int
-    skipped: int  # files that are no images
-    interrupted: bool
-    seconds: float
-    psnr_noisy_db: float | None  # means over all rows that have them
-    psnr_denoised_db: float | None
-    results: str
-    report: str
-    failures: list[dict[str, str]]  # source and error of the first hundred
-
-
-OnProgress = Callable[[Progress], None]
-
-_listeners: list[OnProgress] = []
-
-
-@contextmanager
-def listening(on_progress: OnProgress) -> Iterator[None]:
-    """While inside, ``on_progress`` is called from the flow's thread, some four times a second."""
-    _listeners.append(on_progress)
-    try:
-        yield
-    finally:
-        _listeners.remove(on_progress)
 
 
 @task(name="scan", **{**ONCE, "task_run_name": "scan"})
@@ -117,6 +56,7 @@ def scan(settings: Settings, *, redo: bool) -> Scan:
         max_pixels=settings.max_pixels,
         config_digest=settings.config_digest,
         redo=redo,
+        reference=settings.reference,
     )
 
 
@@ -161,17 +101,18 @@ def _run(config: RunConfig, settings: Settings, started: float) -> State[Any]:
     if found.images == 0:
         others = f" ({len(found.refused)} other files)" if found.refused else ""
         raise StartError(f"INPUT: there is no image in {settings.input}{others}")
-    chunks = into_chunks(found.todo, config.chunk, costly=settings.preset == "paper")
+    settings = replace(settings, steps_are_seen=len(found.todo) <= MOST_SEEN_IMAGES)
+    chunks = into_chunks(found.todo, config.chunk)
     logger.info(
         "%d images: %d to do in %d chunks, %d done earlier, %d files that cannot be done",
         found.images, len(found.todo), len(chunks), len(found.done), len(found.refused),
     )  # fmt: skip
     faults = _work_through(chunks, settings, len(found.todo))
 
-    report(settings, found)
-    rows, _ = table.read(settings.output / "results.parquet")
+    report(settings, found, faults)
+    rows, _ = table.read(settings.output / RESULTS)
     summary = _summarise(settings, found, rows, time.perf_counter() - started)
-    _publish(summary, rows, settings)
+    publish(summary, rows, settings)
     logger.info("%d done, %d failed; report: %s", summary.done, summary.failed, summary.report)
     if summary.interrupted:
         return Cancelled(message=f"stopped by the user; {summary.done} done, the next run goes on", data=summary)
@@ -192,7 +133,7 @@ def _work_through(chunks: list[tuple[Source, ...]], settings: Settings, total: i
     left = list(enumerate(chunks, start=1))[::-1]
     in_work: dict[Any, Any] = {}
     faults: list[BaseException] = []
-    watch = _Watch(settings, total)
+    watch = Watch(settings, total)
     while left or in_work:
         while left and len(in_work) <= settings.slots and not interrupt.is_set():
             number, sources = left.pop()
@@ -206,39 +147,10 @@ def _work_through(chunks: list[tuple[Source, ...]], settings: Settings, total: i
     return faults
 
 
-class _Watch:
-    """Tells the listeners and the Prefect UI how far the chunks are."""
-
-    def __init__(self, settings: Settings, total: int) -> None:
-        self._tail = ledger.Tail(settings.run_folder)
-        self._total = total
-        self._done = self._failed = 0
-        self._started = self._published = time.perf_counter()
-        key = f"progress-{_slug(settings.output.name)}"
-        self._artifact: Any = create_progress_artifact(progress=0.0, key=key, description=f"0 of {total} images")
-
-    def show(self, *, ended: bool) -> None:
-        """Look at the ledger and tell; the artifact only every few seconds."""
-        for row in self._tail.new_rows():
-            self._done += row["status"] == DONE
-            self._failed += row["status"] == FAILED
-        part, waiting = activity.glance()
-        seconds = time.perf_counter() - self._started
-        progress = Progress(self._total, self._done, self._failed, part, seconds, waiting)
-        for listener in _listeners:
-            listener(progress)
-        if ended or time.perf_counter() - self._published > ARTIFACT_SECONDS:
-            self._published = time.perf_counter()
-            told = f"{self._done} done, {self._failed} failed of {self._total}"
-            if not ended and progress.seconds_left is not None:
-                told += f", about {progress.seconds_left:.0f} s left"
-            share = (self._done + self._failed + part) / self._total
-            update_progress_artifact(self._artifact, progress=100 * min(1.0, share), description=told)
-
-
 def _fault(future: Any) -> BaseException | None:
     """The machine's fault that a chunk failed by; ``None`` where it ended well or was interrupted."""
-    if not future.state.is_failed():
+    future.wait()  # it has ended; this is what makes its state the final one
+    if future.state.is_completed() or interrupt.is_set():
         return None
     fault = future.state.result(raise_on_failure=False)
     return fault if isinstance(fault, BaseException) else RuntimeError(str(fault))
@@ -247,7 +159,15 @@ def _fault(future: Any) -> BaseException | None:
 def _summarise(settings: Settings, found: Scan, rows: list[table.Row], seconds: float) -> Summary:
     mine = [row for row in rows if row["run_id"] == settings.run_id]
     failed = [row for row in mine if row["status"] == FAILED]
-    scored = [r for r in rows if r["psnr_noisy_db"] is not None and r["psnr_denoised_db"] is not None]
+    present = {table.text(source.name) for source in found.todo} | {row["source"] for row in found.done}
+    scored = [
+        row
+        for row in rows
+        if row["source"] in present
+        and row["config_digest"] == settings.config_digest
+        and row["psnr_noisy_db"] is not None
+        and row["psnr_denoised_db"] is not None
+    ]
     return Summary(
         run_id=settings.run_id,
         output=str(settings.output),
@@ -260,35 +180,14 @@ def _summarise(settings: Settings, found: Scan, rows: list[table.Row], seconds: 
         seconds=round(seconds, 3),
         psnr_noisy_db=_mean([row["psnr_noisy_db"] for row in scored]),
         psnr_denoised_db=_mean([row["psnr_denoised_db"] for row in scored]),
-        results=str(settings.output / "results.parquet"),
-        report=str(settings.output / "report.html"),
+        results=str(settings.output / RESULTS),
+        report=str(settings.output / PAGE),
         failures=[{"source": row["source"], "error": row["error"]} for row in failed[:100]],
     )
 
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _publish(summary: Summary, rows: list[table.Row], settings: Settings) -> None:
-    """The artifacts of the Prefect UI: the summary as a table, the worst images and the failures as a page."""
-    facts = {k: v for k, v in asdict(summary).items() if k not in {"failures", "results", "report"}}
-    slug = _slug(settings.output.name)
-    create_table_artifact(
-        table=[{"": name.replace("_", " "), "value": "–" if value is None else value} for name, value in facts.items()],
-        key=f"summary-{slug}",
-        description=f"Run {settings.run_id} into {settings.output}",
-    )
-    create_markdown_artifact(
-        markdown=summary_markdown(rows, settings.output, socket.gethostname()),
-        key=f"report-{slug}",
-        description=f"Worst and failed images of {settings.output}",
-    )
-
-
-def _slug(name: str) -> str:
-    """A name as the key of an artifact: lower-case letters, figures and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "output"
 
 
 @contextmanager
@@ -354,6 +253,7 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
         max_pixels=int(config.max_megapixels * 1e6),
         run_id=run_id,
         config_digest=config.digest(),
+        steps_are_seen=True,
         limit_name=limit_name(device.name) if reports_to_real_server() else None,
     )
     if settings.limit_name is not None:
@@ -386,6 +286,7 @@ def _logging_to(path: Path) -> Iterator[None]:
     names = ("tasks", "prefect.flow_runs", "prefect.task_runs")
     for name in names:
         logging.getLogger(name).addHandler(handler)
+    logging.getLogger("tasks").setLevel(logging.INFO)
     try:
         yield
     finally:

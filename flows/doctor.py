@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 
 import psutil
 
 from denoise_core import __version__
+from denoise_core.device import Device
+from flows.config import Preset, RunConfig
 from flows.server import prepare_environment, set_url
 from tasks.slots import free_slots, lock_folder
 
@@ -31,13 +34,22 @@ def examine() -> dict[str, str]:
         ),
         "device": f"{device.name}: {device.reason}",
         "precision": device.precision,
-        "threads": f"{device.threads} of {os.cpu_count()} cores",
+        "cores": f"{device.threads} of {os.cpu_count()} may be used",
+        **{f"preset {preset}": _shared(device, preset) for preset in Preset},
         "GPUs": ", ".join(gpus) or "none that torch can use",
         "memory": f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB",
-        "slots": f"{free_slots(device.name, 1)} of 1 free on {device.name} (lock files in {lock_folder()})",
+        "slots": f"lock files in {lock_folder()}",
         "Prefect server": _server(),
         "Prefect home": os.environ["PREFECT_HOME"],
     }
+
+
+def _shared(device: Device, preset: Preset) -> str:
+    from flows.denoise_directory import share
+
+    one, slots = share(device, RunConfig(input=Path(), output=Path(), preset=preset))
+    threads = "one thread" if one.threads == 1 else f"{one.threads} threads"
+    return f"{slots} at once, {threads} each; {free_slots(device.name, slots)} of {slots} slots free now"
 
 
 def _server() -> str:

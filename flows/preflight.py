@@ -49,7 +49,9 @@ def _check_apart(source: Path, written: Path) -> None:
 def _check_writable(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
+        for folder in (output, output / "images", output / "runs"):
+            if folder.exists():
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
     except OSError as error:
         raise StartError(f"OUTPUT: {output} cannot be written to: {error.strerror}") from None

@@ -84,7 +84,7 @@ def connected() -> Iterator[Server]:
     prepare_environment()
     url = set_url()
     if url is not None:
-        _wait_until_healthy(url, None, seconds=5.0)
+        _check_set_server(url)
         yield Server(url, embedded=False)
         return
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -114,7 +114,7 @@ def _embedded() -> Iterator[str]:
         port = listening.getsockname()[1]
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(
-                [sys.executable, "-m", "flows.embedded_server", str(listening.fileno())],
+                [sys.executable, "-P", "-m", "flows.embedded_server", str(listening.fileno())],
                 stdin=subprocess.PIPE,
                 stdout=said,
                 stderr=said,
@@ -127,6 +127,7 @@ def _embedded() -> Iterator[str]:
                     "PREFECT__SERVER_FINAL": "1",
                 },
             )
+            listening.close()  # the child has its own: with this one left open a dead server would hang, not refuse
             try:
                 import torch  # noqa: F401 - the run needs it: imported while the server starts
 
@@ -148,14 +149,27 @@ def _embedded() -> Iterator[str]:
                     process.wait()
 
 
-def _wait_until_healthy(url: str, process: subprocess.Popen[bytes] | None, *, seconds: float) -> None:
+def _check_set_server(url: str) -> None:
+    """Ask the server that is set whether it is well, with the credentials that Prefect has for it."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    if problem is not None:
+        raise StartError(
+            f"the Prefect server that PREFECT_API_URL names, {url}, does not answer ({problem}); start it with "
+            "`prefect server start`, or unset PREFECT_API_URL to use an embedded one"
+        )
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], *, seconds: float) -> None:
     import httpx
 
     deadline = time.monotonic() + seconds
     problem = "no answer"
     with httpx.Client(timeout=5.0) as client:
         while time.monotonic() < deadline:
-            if process is not None and process.poll() is not None:
+            if process.poll() is not None:
                 raise StartError(f"the embedded Prefect server ended at once (exit status {process.returncode})")
             try:
                 answer = client.get(f"{url}/health")
@@ -165,9 +179,4 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes] | None, *, se
             except httpx.HTTPError as error:
                 problem = str(error) or type(error).__name__
             time.sleep(0.05)
-    if process is not None:
-        raise StartError(f"the embedded Prefect server did not start within {seconds:.0f} s ({problem})")
-    raise StartError(
-        f"the Prefect server that PREFECT_API_URL names, {url}, does not answer ({problem}); start it with "
-        "`prefect server start`, or unset PREFECT_API_URL to use an embedded one"
-    )
+    raise StartError(f"the embedded Prefect server did not start within {seconds:.0f} s ({problem})")

@@ -1,34 +1,37 @@
-"""A chunk of images: the unit that is scheduled, that holds a slot, that is retried and that fills one ledger part."""
+"""A chunk of images: the unit that is scheduled, that is retried and that fills one ledger part."""
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from prefect import task
+from prefect.context import TaskRunContext
 
-from tasks import table
+from denoise_core import __version__
 from tasks.add_noise import add_noise
 from tasks.denoise import denoise
 from tasks.evaluate import evaluate
-from tasks.faults import interrupt
+from tasks.faults import RETRY_SECONDS, is_out_of_memory, stop_if_interrupted
 from tasks.ledger import Part
 from tasks.load import load
-from tasks.save import record, save
+from tasks.save import save
 from tasks.settings import Settings
-from tasks.steps import ONCE, Chunk, ChunkTooLarge
-from tasks.table import DONE
+from tasks.steps import CHUNK
+from tasks.table import DONE, fill, now, text
 from tasks.work import Source, Work
 
 log = logging.getLogger("tasks")
 
 MOST_CHUNKS = 250
-"""A chunk is about seven task runs, and Prefect stays quick below some 2,000 of them in a flow run."""
-
-MOST_PIXELS = 32_000_000
-"""Pixels a chunk may hold, unless one image alone has more: it keeps a chunk's float arrays near 1 GB."""
+MOST_SEEN_IMAGES = 300
+"""Up to here every step of every image is a task run of its own, seen in the Prefect UI; beyond, the chunk's task run
+stands for them. Prefect stays quick below some 2,000 task runs in a flow run."""
 
 
 @dataclass(frozen=True)
@@ -39,91 +42,133 @@ class ChunkSummary:
     failed: int
 
 
-def into_chunks(sources: Sequence[Source], size: int | None, *, costly: bool) -> list[tuple[Source, ...]]:
-    """Cut the sources into chunks of at most ``size`` images and of bounded pixels, in order.
-
-    Args:
-        sources: what the scan left to do.
-        size: images a chunk, or ``None``: as few as keep the number of chunks below ``MOST_CHUNKS``.
-        costly: one image takes so long (minutes) that a chunk should lose no more than one on a kill.
-    """
-    if size is None:
-        size = max(1 if costly or len(sources) <= 16 else 4, -(-len(sources) // MOST_CHUNKS))
-    chunks: list[tuple[Source, ...]] = []
-    current: list[Source] = []
-    pixels = 0
-    for source in sources:
-        if current and (len(current) == size or pixels + source.header.pixels > MOST_PIXELS):
-            chunks.append(tuple(current))
-            current, pixels = [], 0
-        current.append(source)
-        pixels += source.header.pixels
-    if current:
-        chunks.append(tuple(current))
-    return chunks
+def into_chunks(sources: Sequence[Source], size: int | None) -> list[tuple[Source, ...]]:
+    """Cut the sources into chunks of ``size`` images, in order; ``None`` takes the least that gives ``MOST_CHUNKS``."""
+    size = size or max(1, -(-len(sources) // MOST_CHUNKS))
+    return [tuple(sources[start : start + size]) for start in range(0, len(sources), size)]
 
 
-@task(name="chunk", task_run_name="chunk {number} of {of}", **ONCE)
+@task(name="chunk", **CHUNK)
 def process_chunk(sources: tuple[Source, ...], settings: Settings, *, number: int, of: int) -> ChunkSummary:
-    """Take every image of the chunk from its file to its denoised file and its row.
+    """Take every image of the chunk from its file to its denoised file and its ledger row, one after another.
 
-    An image's own error is its failed row. A machine's fault that outlasts its retries fails the rest of the chunk: every
-    image that is not done gets a failed row, and the fault is raised.
+    An image's own error is its failed row. A machine's fault is raised for Prefect to try the chunk again, which then goes
+    on at the image that broke. On the last try that image becomes a failed row; if the next one breaks as well, it is not
+    the image: the rest of the chunk fails, and the fault is raised.
     """
+    context = TaskRunContext.get()
+    last_try = context is None or context.task_run.run_count > len(RETRY_SECONDS)
     part = Part(settings.run_folder, number)
-    finished: list[Work] = []
+    statuses = {row["source"]: row["status"] for row in part.rows()}  # of an earlier try of this chunk
+    seen = settings.steps_are_seen
+    broken: Exception | None = None
+    for source in sources:
+        name = text(source.name)
+        if name in statuses:
+            continue
+        work = Work(source, settings)
+        try:
+            _process(work, settings, seen=seen)
+        except Exception as fault:
+            if not last_try:
+                raise
+            log.warning("%s: %s, and no more tries", name, fault)
+            if broken is not None:
+                for rest in sources:
+                    if text(rest.name) not in statuses:
+                        work = Work(rest, settings)
+                        work.fail(fault)
+                        record(work, settings, part)
+                raise
+            broken = fault
+            work.fail(fault)
+        else:
+            broken = None
+        record(work, settings, part)
+        statuses[name] = work.row["status"]
+    done = sum(status == DONE for status in statuses.values())
+    log.info("chunk %d of %d: %d done, %d failed", number, of, done, len(statuses) - done)
+    return ChunkSummary(done, len(statuses) - done)
+
+
+def record(work: Work, settings: Settings, part: Part) -> None:
+    """Put the row of a finished image into the ledger and let go of its pixels."""
+    work.release()
+    fill(work.row, seconds=work.seconds, run_id=settings.run_id, software_version=__version__, created_at=now())
+    part.append(work.row)
+
+
+def _process(work: Work, settings: Settings, *, seen: bool) -> None:
+    """All steps of one image; where memory runs out, once more while no other image of this process is in work."""
     try:
-        _process(Chunk(f"{number} of {of}", [new_work(s, settings) for s in sources]), settings, part, finished)
-    except Exception as fault:
-        if not interrupt.is_set():
-            names = {work.source.name for work in finished}
-            for source in sources:
-                if source.name not in names:
-                    work = new_work(source, settings)
-                    work.fail(fault)
-                    record(work, settings, part, finished)
-        raise
-    done = sum(work.row["status"] == DONE for work in finished)
-    log.info("chunk %d of %d: %d done, %d failed", number, of, done, len(finished) - done)
-    return ChunkSummary(done, len(finished) - done)
+        with _company.one_of_many():
+            _steps(work, settings, seen=seen)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        log.warning("%s: %s; it is tried again by itself", work, error)
+        work.release()
+        with _company.alone():
+            gc.collect()
+            _steps(work, settings, seen=seen)
 
 
-def new_work(source: Source, settings: Settings) -> Work:
-    """An image with a row that says what is about to be done to it."""
-    row: table.Row = {}
-    table.fill(
-        row,
-        source=table.text(source.name),
-        container=source.header.container,
-        axes=source.header.axes,
-        shape=list(source.header.shape),
-        dtype=source.header.dtype,
-        method=settings.method,
-        preset=None if settings.method == "none" else settings.preset,
-        scope="image",
-        noise=settings.noise,
-        seed=settings.seed,
-        source_sha256=source.sha256,
-        config_digest=settings.config_digest,
-    )
-    return Work(source, row)
+def _steps(work: Work, settings: Settings, *, seen: bool) -> None:
+    def step(function: Any, *arguments: Any) -> None:
+        if not work.failed:
+            run: Callable[..., None] = function if seen else function.fn
+            run(work, *arguments)
+
+    step(load, settings)
+    if settings.noise != "none":
+        step(add_noise, settings)
+    step(denoise, settings)
+    step(evaluate)
+    step(save, settings)
 
 
-def _process(chunk: Chunk, settings: Settings, part: Part, finished: list[Work]) -> None:
-    try:
-        load(chunk, settings)
-        add_noise(chunk, settings)
-        denoise(chunk, settings)
-        evaluate(chunk, settings)
-        save(chunk, settings, part, finished)
-    except ChunkTooLarge as fault:
-        done = {work.source.name for work in finished}
-        left = [work.source for work in chunk.works if work.source.name not in done]
-        halves = left[: len(left) // 2], left[len(left) // 2 :]
-        log.warning("chunk %s: %s; going on with %d and %d images", chunk, fault, *map(len, halves))
-    else:
-        return
-    chunk.works.clear()
-    gc.collect()
-    for letter, half in zip("ab", halves, strict=True):
-        _process(Chunk(f"{chunk}{letter}", [new_work(s, settings) for s in half]), settings, part, finished)
+class _Company:
+    """How many images are in memory at once: many, or one that needs all of it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._many = 0
+        self._wanting_alone = 0
+        self._alone = False
+
+    @contextmanager
+    def one_of_many(self) -> Iterator[None]:
+        with self._changed:
+            self._wait_until(lambda: not self._alone and not self._wanting_alone)
+            self._many += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._many -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._wanting_alone += 1
+            try:
+                self._wait_until(lambda: not self._alone and not self._many)
+                self._alone = True
+            finally:
+                self._wanting_alone -= 1
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = False
+                self._changed.notify_all()
+
+    def _wait_until(self, free: Callable[[], bool]) -> None:
+        while not free():
+            stop_if_interrupted()
+            self._changed.wait(0.2)
+
+
+_company = _Company()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from contextlib import nullcontext
-
 import numpy as np
 import psutil
 from prefect import task
@@ -16,11 +13,9 @@ from tasks import activity
 from tasks.faults import stop_if_interrupted
 from tasks.settings import Settings
 from tasks.slots import hold_slot
-from tasks.steps import STEP, Chunk, smaller_chunk_first
+from tasks.steps import STEP
 from tasks.table import fill, now
-from tasks.work import Work, guarded, pending
-
-log = logging.getLogger("tasks")
+from tasks.work import Work, guarded
 
 
 class ImageTooLarge(DenoiseError):
@@ -32,21 +27,15 @@ class ImageTooSmall(DenoiseError):
 
 
 @task(name="denoise", **STEP)
-def denoise(chunk: Chunk, settings: Settings, *, step: str = "denoise") -> None:
-    """Set ``denoised`` of every image. The slot is held from the first fit of the chunk to its last."""
-    if all(work.failed or step in work.steps_done for work in chunk.works):
-        return
-    no_slot = nullcontext(0.0)
-    with no_slot if settings.method == "none" else hold_slot(settings) as waited, smaller_chunk_first(chunk):
-        _denoise_all(chunk, settings, step, waited=waited)
-
-
-def _denoise_all(chunk: Chunk, settings: Settings, step: str, *, waited: float) -> None:
-    for work in pending(chunk.works, step):
-        with guarded(work), activity.on(work.source.name):
+def denoise(work: Work, settings: Settings, *, step: str = "denoise") -> None:  # noqa: ARG001 - step names the task run
+    """Set ``denoised``; the fit and its application hold a slot of the device."""
+    if settings.method == "none":
+        with guarded(work):
             _denoise(work, settings)
-            fill(work.row, slot_wait_seconds=waited)
-            waited = 0.0
+        return
+    with hold_slot(settings) as waited, guarded(work), activity.on(work.source.name):
+        fill(work.row, slot_wait_seconds=waited)
+        _denoise(work, settings)
 
 
 def _denoise(work: Work, settings: Settings) -> None:
@@ -59,16 +48,7 @@ def _denoise(work: Work, settings: Settings) -> None:
             f"{height} × {width} pixels; {method.name} needs at least {method.min_size} × {method.min_size}"
         )
     if settings.method == "zs-n2n" and settings.device.name == "cpu":
-        need = zs_n2n.fit_memory_bytes(work.noisy.shape, settings.preset, settings.device.precision)
-        free = psutil.virtual_memory().available
-        if need > free:
-            other = (
-                "use --preset fast, which takes far less" if settings.preset == "paper" else "free some, or cut it up"
-            )
-            raise ImageTooLarge(
-                f"{height} × {width} pixels; preset {settings.preset} would take about {need / 1e9:.1f} GB of memory and "
-                f"{free / 1e9:.1f} GB are free; {other}"
-            )
+        _check_memory(work.noisy.shape, settings)
     # Bytes are fitted on [0, 1] as published; deeper data seldom fill their type, so their own range is mapped there.
     eight_bit = work.image.pixels.dtype == np.uint8
     value_range = (0.0, 1.0) if eight_bit else methods.intensity_range(work.noisy)
@@ -100,3 +80,17 @@ def _denoise(work: Work, settings: Settings) -> None:
         fit_seconds=result.fit_seconds if fitted else None,
         denoise_seconds=result.denoise_seconds,
     )
+
+
+def _check_memory(shape: tuple[int, ...], settings: Settings) -> None:
+    """Refuse what the kernel would kill the process for: for good if the machine is too small, else for the moment."""
+    need = zs_n2n.fit_memory_bytes(shape, settings.preset, settings.device.precision)
+    memory = psutil.virtual_memory()
+    if need > memory.total:
+        other = "use --preset fast, which takes far less" if settings.preset == "paper" else "cut the image up"
+        raise ImageTooLarge(
+            f"{shape[0]} × {shape[1]} pixels; preset {settings.preset} would take about {need / 1e9:.1f} GB of memory and "
+            f"the machine has {memory.total / 1e9:.1f} GB; {other}"
+        )
+    if need > memory.available:
+        raise MemoryError(f"the fit takes about {need / 1e9:.1f} GB and {memory.available / 1e9:.1f} GB are free")

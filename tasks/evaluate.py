@@ -7,19 +7,16 @@ from prefect import task
 
 from denoise_core import diagnostics, metrics
 from denoise_core.images import from_float, to_float
-from tasks.settings import Settings
-from tasks.steps import STEP, Chunk, smaller_chunk_first
+from tasks.steps import STEP
 from tasks.table import fill
-from tasks.work import Work, guarded, pending
+from tasks.work import Work, guarded
 
 
 @task(name="evaluate", **STEP)
-def evaluate(chunk: Chunk, settings: Settings, *, step: str = "evaluate") -> None:  # noqa: ARG001
+def evaluate(work: Work, *, step: str = "evaluate") -> None:  # noqa: ARG001 - step names the task run
     """Set ``pixels``, what will be written, and score exactly these against the clean image where there is one."""
-    with smaller_chunk_first(chunk):
-        for work in pending(chunk.works, step):
-            with guarded(work):
-                _evaluate(work)
+    with guarded(work):
+        _evaluate(work)
 
 
 def _evaluate(work: Work) -> None:

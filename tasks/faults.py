@@ -81,6 +81,8 @@ def sentence(error: BaseException) -> str:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}"
     if is_out_of_memory(error):
-        return "memory ran out: free some, or use --preset fast, whose cost does not grow with the image"
+        return (
+            f"memory ran out ({' '.join(str(error).split())[:200]}); run again with more memory free or fewer --slots"
+        )
     message = " ".join(str(error).split())
     return message[:1000] if message else type(error).__name__

@@ -32,6 +32,10 @@ class Part:
             file.flush()
             os.fsync(file.fileno())
 
+    def rows(self) -> list[Row]:
+        """What an earlier try of the chunk has written."""
+        return list(_parse(self.path.read_bytes())) if self.path.is_file() else []
+
 
 def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
@@ -74,11 +78,14 @@ class Tail:
     def new_rows(self) -> Iterator[Row]:
         """The whole rows that have come since the last call."""
         for part in sorted(self._folder.glob("part-*.jsonl")):
+            read = self._read.get(part, 0)
+            if part.stat().st_size == read:
+                continue
             with part.open("rb") as file:
-                file.seek(self._read.get(part, 0))
+                file.seek(read)
                 data = file.read()
             whole = data.rfind(b"\n") + 1
-            self._read[part] = self._read.get(part, 0) + whole
+            self._read[part] = read + whole
             yield from _parse(data[:whole])
 
 
@@ -91,11 +98,14 @@ def latest_rows(output: Path) -> dict[str, Row]:
     return latest
 
 
-def is_done(row: Row | None, *, source_sha256: str, config_digest: str, output: Path) -> bool:
+def is_done(
+    row: Row | None, *, source_sha256: str, config_digest: str, output: Path, reference_sha256: str | None = None
+) -> bool:
     """Whether a row says that this very source was done with this very configuration, and its output is still there."""
     if row is None or row.get("status") != DONE:
         return False
-    if row.get("source_sha256") != source_sha256 or row.get("config_digest") != config_digest:
+    asked = {"source_sha256": source_sha256, "config_digest": config_digest, "reference_sha256": reference_sha256}
+    if any(row.get(name) != value for name, value in asked.items()):
         return False
     written = output / str(row.get("output"))
     try:

@@ -14,6 +14,7 @@ from prefect import task
 from denoise_core import __version__, noise
 from denoise_core.images import decode, write_atomic
 from tasks import ledger, table
+from tasks.faults import sentence
 from tasks.report_page import Panel, make_panel, render_page
 from tasks.scan import Scan
 from tasks.settings import Settings
@@ -29,13 +30,13 @@ GONE = "the source is no longer in the input"
 
 
 @task(name="report", **{**ONCE, "task_run_name": "report"})
-def report(settings: Settings, scan: Scan) -> None:
-    """Write ``results.parquet`` and ``report.html``."""
-    write_results(settings, scan)
+def report(settings: Settings, scan: Scan, faults: Sequence[BaseException]) -> None:
+    """Write ``results.parquet`` and ``report.html``; ``faults`` are those that failed a chunk."""
+    write_results(settings, scan, faults)
     write_page(settings.output)
 
 
-def write_results(settings: Settings, scan: Scan) -> list[Row]:
+def write_results(settings: Settings, scan: Scan, faults: Sequence[BaseException] = ()) -> None:
     """One row an image of the input, the newest that any run has of it; and rows of images that have left the input."""
     rows = ledger.latest_rows(settings.output)
     present = {table.text(source.name) for source in scan.todo} | {row["source"] for row in scan.done}
@@ -45,7 +46,7 @@ def write_results(settings: Settings, scan: Scan) -> list[Row]:
                 rows[name] = rows[name] | {"note": "; ".join(filter(None, (rows[name].get("note"), GONE)))}
             else:
                 del rows[name]
-    for refused in scan.refused:
+    for refused in [*scan.refused, *_lost(settings, scan, faults)]:
         row: Row = {
             "method": settings.method,
             "noise": settings.noise,
@@ -56,6 +57,9 @@ def write_results(settings: Settings, scan: Scan) -> list[Row]:
             "created_at": table.now(),
         }
         rows[refused["source"]] = row | refused
+    for name, row in rows.items():
+        if row["status"] == FAILED and (settings.images / name).is_file():
+            rows[name] = row | {"note": f"images/{name} is the result of an earlier run"}
     folder = settings.run_folder
     provenance = {
         "software": f"denoise-flows {__version__}",
@@ -64,9 +68,17 @@ def write_results(settings: Settings, scan: Scan) -> list[Row]:
         "config": _text_or_empty(folder / "config.toml"),
         "environment": _text_or_empty(folder / "environment.json"),
     }
-    ordered = sorted(rows.values(), key=lambda row: str(row["source"]))
-    table.write(settings.output / RESULTS, ordered, provenance)
-    return ordered
+    table.write(settings.output / RESULTS, rows.values(), provenance)
+
+
+def _lost(settings: Settings, scan: Scan, faults: Sequence[BaseException]) -> list[Row]:
+    """Failed rows of images whose chunk broke so badly that not even its ledger could be written."""
+    if not faults:
+        return []
+    written = {row["source"] for row in ledger.rows_of(settings.run_folder)}
+    lost: Row = {"status": FAILED, "error_type": type(faults[0]).__name__, "error": sentence(faults[0])}
+    names = (table.text(source.name) for source in scan.todo)
+    return [lost | {"source": name} for name in names if name not in written]
 
 
 def write_page(output: Path) -> Path:
@@ -76,8 +88,11 @@ def write_page(output: Path) -> Path:
         FileNotFoundError: there is no results table in ``output``.
     """
     rows, provenance = table.read(output / RESULTS)
-    config: dict[str, Any] = tomllib.loads(provenance.get("config", ""))
-    environment: dict[str, Any] = json.loads(provenance.get("environment") or "{}")
+    try:
+        config: dict[str, Any] = tomllib.loads(provenance.get("config", ""))
+        environment: dict[str, Any] = json.loads(provenance.get("environment") or "{}")
+    except ValueError:
+        config, environment = {}, {}  # the page then says less of the run, and all of the images
     shown = {"software": provenance.get("software", ""), "run": provenance.get("run_id", "")}
     shown |= {key.replace("_", " "): str(value) for key, value in environment.items() if not isinstance(value, dict)}
     for name, version in (environment.get("packages") or {}).items():
@@ -97,7 +112,7 @@ def write_page(output: Path) -> Path:
 
 def worst_first(rows: Sequence[Row]) -> tuple[list[Row], str]:
     """The rows that are done, worst first, and by what: PSNR where it is known, structure in the residual elsewhere."""
-    done = [row for row in rows if row["status"] == DONE]
+    done = [row for row in rows if row["status"] == DONE and GONE not in (row["note"] or "")]
     scored = [row for row in done if row["psnr_denoised_db"] is not None]
     if scored:
         return sorted(scored, key=lambda row: float(row["psnr_denoised_db"])), "lowest PSNR"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from denoise_core.errors import DenoiseError
@@ -25,6 +25,7 @@ IMAGE_SUFFIXES = frozenset(
 """What a user takes for an image: such a file is done or fails, it is never passed over."""
 
 _BLOCK = 1 << 20
+_PAUSES = (0.5, 2.0)  # seconds before a file that the disk would not give is asked for again
 
 
 class LinkError(DenoiseError):
@@ -35,13 +36,16 @@ class NotAnImage(DenoiseError):
     """Something that is no image and does not look like one: it is passed over and named."""
 
 
-@dataclass
 class Scan:
-    """The input's files, sorted by name: what is to do, what the ledger holds as done, and rows for what cannot be done."""
+    """The input's files, sorted by name: what is to do, what the ledger holds as done, and rows for what cannot be done.
 
-    todo: list[Source] = field(default_factory=list)
-    done: list[Row] = field(default_factory=list)
-    refused: list[Row] = field(default_factory=list)  # status failed or skipped, with the reason
+    No dataclass: Prefect would walk through every row of one.
+    """
+
+    def __init__(self) -> None:
+        self.todo: list[Source] = []
+        self.done: list[Row] = []
+        self.refused: list[Row] = []  # status failed or skipped, with the reason
 
     @property
     def images(self) -> int:
@@ -56,7 +60,7 @@ def scan(
     max_pixels: int,
     config_digest: str,
     redo: bool = False,
-    on_file: Callable[[int], None] | None = None,
+    reference: Path | None = None,
 ) -> Scan:
     """List the images below ``root`` (or ``root`` itself): headers and digests only, no pixel is decoded.
 
@@ -66,7 +70,7 @@ def scan(
         max_pixels: an image with more pixels is refused.
         config_digest: see :meth:`flows.config.RunConfig.digest`.
         redo: take nothing as done.
-        on_file: called with the count of files looked at so far.
+        reference: where the clean images lie under the same names; a changed one makes its image one to do.
 
     Raises:
         OSError: the input itself cannot be listed.
@@ -77,16 +81,20 @@ def scan(
     def look(entry: tuple[str, Path, DenoiseError | None]) -> Source | Row | None:
         stop_if_interrupted()
         name, path, refusal = entry
-        return _row(name, refusal) if refusal is not None else _look(name, path, max_pixels=max_pixels)
+        return _row(name, refusal) if refusal is not None else _look(name, path, reference, max_pixels)
 
     entries = sorted(_walk(root), key=lambda entry: entry[0]) if root.is_dir() else [(root.name, root, None)]
     with ThreadPoolExecutor(max_workers=4, thread_name_prefix="scan") as pool:
-        for count, result in enumerate(pool.map(look, entries), start=1):
-            if on_file is not None:
-                on_file(count)
+        for result in pool.map(look, entries):
             if isinstance(result, Source):
                 row = earlier.get(text(result.name))
-                done = ledger.is_done(row, source_sha256=result.sha256, config_digest=config_digest, output=output)
+                done = ledger.is_done(
+                    row,
+                    source_sha256=result.sha256,
+                    reference_sha256=result.reference_sha256,
+                    config_digest=config_digest,
+                    output=output,
+                )
                 if done and row is not None:
                     found.done.append(row)
                 else:
@@ -96,8 +104,20 @@ def scan(
     return found
 
 
-def _look(name: str, path: Path, *, max_pixels: int) -> Source | Row:
-    """One regular file: a source to work on, or a row that says why not."""
+def _look(name: str, path: Path, reference: Path | None, max_pixels: int) -> Source | Row:
+    """One regular file: a source to work on, or a row that says why not. A fault of the disk is tried again first."""
+    for pause in _PAUSES:
+        try:
+            return _look_once(name, path, reference, max_pixels)
+        except OSError:
+            time.sleep(pause)
+    try:
+        return _look_once(name, path, reference, max_pixels)
+    except OSError as error:
+        return _row(name, error)
+
+
+def _look_once(name: str, path: Path, reference: Path | None, max_pixels: int) -> Source | Row:
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -115,7 +135,17 @@ def _look(name: str, path: Path, *, max_pixels: int) -> Source | Row:
         if isinstance(error, OSError) and is_machine_fault(error):
             raise
         return _row(name, error)
-    return Source(name, digest.hexdigest(), header)
+    return Source(name, digest.hexdigest(), header, _reference_sha256(name, reference))
+
+
+def _reference_sha256(name: str, reference: Path | None) -> str | None:
+    if reference is None:
+        return None
+    try:
+        with (reference / name if reference.is_dir() else reference).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, IsADirectoryError):
+        return None
 
 
 def _row(name: str, reason: Exception) -> Row:

@@ -25,6 +25,7 @@ class Settings:
     max_pixels: int
     run_id: str
     config_digest: str
+    steps_are_seen: bool  # each step of each image is a task run of its own
     limit_name: str | None  # the global concurrency limit on a real Prefect server; None on the embedded one
 
     @property

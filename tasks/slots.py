@@ -7,6 +7,7 @@ the kernel drops it when its holder dies, however it dies.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import tempfile
@@ -24,6 +25,9 @@ from tasks.settings import Settings
 _POLL_SECONDS = 0.2
 _LEASE_SECONDS = 60
 _ADMISSION_SECONDS = 5.0
+_ADMISSION_TRIES = 3
+
+log = logging.getLogger("tasks")
 
 
 def limit_name(device: str) -> str:
@@ -51,33 +55,46 @@ def hold_slot(settings: Settings) -> Iterator[float]:
 
 @contextmanager
 def _admitted(limit: str | None) -> Iterator[None]:
-    """Hold a slot of the global concurrency limit, where there is one."""
+    """Hold a slot of the global concurrency limit, where there is one.
+
+    A server that cannot be asked does not stop the work: after a few tries the lock file alone guards the device.
+    """
     if limit is None:
         yield
         return
     from prefect.concurrency.sync import concurrency
 
-    with ExitStack() as held:
-        with activity.waiting(f"a slot of the limit {limit!r} on the Prefect server"):
-            admitted = False
-            while not admitted:
-                stop_if_interrupted()
-                # Short waits, asked anew, are what lets Ctrl-C through. The lease is renewed while the slot is held;
-                # a renewal that fails must not end a fit that the lock file guards as well.
-                slot = concurrency(
-                    limit,
-                    occupy=1,
-                    strict=True,
-                    timeout_seconds=_ADMISSION_SECONDS,
-                    lease_duration=_LEASE_SECONDS,
-                    raise_on_lease_renewal_failure=False,
-                )
-                try:
-                    held.enter_context(slot)
-                    admitted = True
-                except TimeoutError:
-                    continue
+    held = ExitStack()
+    with activity.waiting(f"a slot of the limit {limit!r} on the Prefect server"):
+        troubles = 0
+        while troubles < _ADMISSION_TRIES:
+            stop_if_interrupted()
+            # Short waits, asked anew, are what lets Ctrl-C through. The lease is renewed while the slot is held; a
+            # renewal that fails must not end a fit that the lock file guards as well.
+            slot = concurrency(
+                limit,
+                occupy=1,
+                strict=True,
+                timeout_seconds=_ADMISSION_SECONDS,
+                lease_duration=_LEASE_SECONDS,
+                raise_on_lease_renewal_failure=False,
+            )
+            try:
+                held.enter_context(slot)
+                break
+            except TimeoutError:
+                continue
+            except Exception as error:  # noqa: BLE001 - any trouble of the server's
+                troubles += 1
+                log.warning("the Prefect server did not answer for the limit %r: %s", limit, error)
+                time.sleep(1.0)
+    try:
         yield
+    finally:
+        try:
+            held.close()
+        except Exception as error:  # noqa: BLE001 - the lease runs out by itself
+            log.warning("the slot of %r could not be given back, its lease will run out: %s", limit, error)
 
 
 @contextmanager
@@ -94,12 +111,25 @@ def _locked(device: str, slots: int) -> Iterator[None]:
     try:
         yield
     finally:
+        if device != "cpu":
+            import torch
+
+            torch.cuda.empty_cache()  # what torch keeps for later, the slot's next holder needs now
         held.release()
 
 
 def _locks(device: str, slots: int) -> list[FileLock]:
     folder = lock_folder()
-    return [FileLock(folder / f"{device.replace(':', '-')}-{n}.lock", mode=0o666) for n in range(slots)]
+    return [FileLock(folder / f"{_identity(device)}-{n}.lock", mode=0o666) for n in range(slots)]
+
+
+def _identity(device: str) -> str:
+    """What names the device in every process; the number of a GPU does not, where CUDA_VISIBLE_DEVICES renumbers them."""
+    if device == "cpu":
+        return device
+    import torch
+
+    return f"gpu-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def _try_each(locks: list[FileLock]) -> FileLock | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from denoise_core.errors import DenoiseError
 from denoise_core.images import write_atomic
 
 if TYPE_CHECKING:
@@ -54,14 +55,16 @@ COLUMNS = (
     Column("steps", "int64", "Optimiser steps of the fit"),
     Column("restarts", "int64", "Times the fit diverged and was started again"),
     Column("psnr_noisy_db", "float64", "PSNR of the noisy image against the clean one, dB; null without a clean image"),
-    Column("psnr_denoised_db", "float64", "PSNR of the written pixels against the clean image, dB"),
+    Column(
+        "psnr_denoised_db", "float64", "PSNR of the denoised pixels, rounded and clipped, against the clean image, dB"
+    ),
     Column("ssim_noisy", "float64", "SSIM of the noisy image (Gaussian window, sigma 1.5), mean over channels"),
-    Column("ssim_denoised", "float64", "SSIM of the written pixels, likewise"),
+    Column("ssim_denoised", "float64", "SSIM of the denoised pixels, likewise"),
     Column("data_range", "float64", "Value range that PSNR and SSIM refer to: the range of the data type"),
     Column("sigma_estimate", "float64", "Noise level estimated from the noisy image alone, in the file's intensities"),
     Column("residual_autocorrelation", "float64", "Autocorrelation of noisy - denoised at lag one; 0 for white noise"),
     Column("mean_noisy", "float64", "Mean of the noisy image, in the file's intensities"),
-    Column("mean_denoised", "float64", "Mean of the written pixels, in the file's intensities"),
+    Column("mean_denoised", "float64", "Mean of the denoised pixels, rounded and clipped, in the file's intensities"),
     Column(
         "clipped_fraction", "float64", "Share of denoised samples outside the data type's range, clipped on writing"
     ),
@@ -72,6 +75,7 @@ COLUMNS = (
     Column("denoise_seconds", "float64", "Duration of applying the fitted network, s"),
     Column("seconds", "float64", "Duration of all steps on this image, s, without waiting for a slot"),
     Column("source_sha256", "string", "SHA-256 of the source file"),
+    Column("reference_sha256", "string", "SHA-256 of the reference file; null without one"),
     Column("output_sha256", "string", "SHA-256 of the written file"),
     Column("output_bytes", "int64", "Size of the written file, bytes"),
     Column("config_digest", "string", "SHA-256 of the options that decide the result"),
@@ -136,9 +140,13 @@ def write(path: Path, rows: Iterable[Row], provenance: Mapping[str, str]) -> Non
 
 def read(path: Path) -> tuple[list[Row], dict[str, str]]:
     """The rows of a results table and the provenance of its footer."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowException as error:
+        raise DenoiseError(f"{path} is not a results table: {' '.join(str(error).split())[:200]}") from None
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     prefix = "denoise_flows."
     return table.to_pylist(), {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}

@@ -1,19 +1,21 @@
-"""One image on its way through a chunk."""
+"""One image on its way through the steps."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from denoise_core.images import Header, Image
 from tasks.faults import is_machine_fault, sentence, stop_if_interrupted
-from tasks.table import FAILED, Row, fill
+from tasks.settings import Settings
+from tasks.table import FAILED, Row, fill, text
 
 log = logging.getLogger("tasks")
 
@@ -22,48 +24,71 @@ log = logging.getLogger("tasks")
 class Source:
     """What the scan found about one image: enough to decide what to do, small enough to travel to any worker."""
 
-    name: str  # path below the input, forward slashes
+    name: str  # path below the input, forward slashes; where the input is one file, its name
     sha256: str
     header: Header
-
-    def path(self, root: Path) -> Path:
-        """Where the file lies; ``root`` is the input, or the image itself where the input is one file."""
-        return root / self.name if root.is_dir() else root
+    reference_sha256: str | None = None
 
 
-@dataclass
 class Work:
-    """An image and what the steps have made of it so far.
+    """An image and what the steps have made of it so far. Float arrays are float32, the data type's range mapped to [0, 1].
 
-    The steps of a chunk fill it in place and return nothing: Prefect keeps what tasks return until the flow ends, and
-    images must not pile up there. Float arrays are (H, W) or (H, W, C), float32, data type's range mapped to [0, 1].
+    The steps fill it in place and return nothing, and it is no dataclass: Prefect keeps what tasks return until the flow
+    ends, and walks through (and copies) the dataclasses and lists that they are given.
     """
 
-    source: Source
-    row: Row
-    image: Image | None = None
-    clean: np.ndarray | None = None
-    noisy: np.ndarray | None = None
-    denoised: np.ndarray | None = None
-    pixels: np.ndarray | None = None  # what is written: the data type of the file, without alpha
-    seconds: float = 0.0
-    failed: bool = False
-    steps_done: set[str] = field(default_factory=set)
+    def __init__(self, source: Source, settings: Settings) -> None:
+        self.source = source
+        self.image: Image | None = None
+        self.clean: np.ndarray | None = None  # (H, W) or (H, W, C), as all of these
+        self.noisy: np.ndarray | None = None
+        self.denoised: np.ndarray | None = None
+        self.pixels: np.ndarray | None = None  # what is written: the file's data type, without alpha
+        self.seconds = 0.0
+        self.row: Row = {}
+        fill(
+            self.row,
+            source=text(source.name),
+            container=source.header.container,
+            axes=source.header.axes,
+            shape=list(source.header.shape),
+            dtype=source.header.dtype,
+            method=settings.method,
+            preset=None if settings.method == "none" else settings.preset,
+            scope="image",
+            noise=settings.noise,
+            seed=settings.seed,
+            source_sha256=source.sha256,
+            reference_sha256=source.reference_sha256,
+            config_digest=settings.config_digest,
+        )
+
+    def __str__(self) -> str:
+        return text(self.source.name)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the image cannot be done; its row says why."""
+        return self.row.get("status") == FAILED
 
     def fail(self, error: BaseException) -> None:
         """Turn the row into a failed one and let go of the pixels."""
-        self.failed = True
         fill(self.row, status=FAILED, error_type=type(error).__name__, error=sentence(error), output=None)
         self.release()
 
     def release(self) -> None:
-        """Let go of the pixels: a chunk must not hold what has been written."""
+        """Let go of the pixels."""
         self.image = self.clean = self.noisy = self.denoised = self.pixels = None
 
 
 @contextmanager
 def guarded(work: Work) -> Iterator[None]:
-    """An error of this image becomes its failed row; a fault of the machine, or an interrupt, passes through."""
+    """Around a step: times it, and turns an error of this image into its failed row.
+
+    A fault of the machine, or an interrupt, passes through.
+    """
+    stop_if_interrupted()
+    started = time.perf_counter()
     try:
         yield
     except Exception as error:  # the run must survive whatever one image brings up
@@ -71,18 +96,20 @@ def guarded(work: Work) -> Iterator[None]:
             raise
         log.info("%r failed: %s", work.source.name, error, exc_info=True)
         work.fail(error)
-
-
-def pending(works: Sequence[Work], step: str) -> Iterator[Work]:
-    """The images that this step has still to do, each timed and marked as it is finished.
-
-    A retried step goes on where its earlier try stopped.
-    """
-    for work in works:
-        if work.failed or step in work.steps_done:
-            continue
-        stop_if_interrupted()
-        started = time.perf_counter()
-        yield work
+    finally:
         work.seconds += time.perf_counter() - started
-        work.steps_done.add(step)
+
+
+def read_below(root: Path, name: str) -> bytes:
+    """The bytes of a file of the input or reference, ``root`` itself where that is one file.
+
+    Raises:
+        FileNotFoundError: the file is gone.
+        OSError: the whole root is gone (``ESTALE``): a share that vanished, not a file.
+    """
+    try:
+        return (root / name if root.is_dir() else root).read_bytes()
+    except FileNotFoundError:
+        if not root.exists():
+            raise OSError(errno.ESTALE, "the input has vanished, all of it", str(root)) from None
+        raise

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ import pytest
 import tifffile
 from PIL import Image
 
+import flows.denoise_directory
 import tasks.chunk
 import tasks.denoise
-import tasks.load
 import tasks.save
+import tasks.scan
 from denoise_core import methods
 from denoise_core.methods import zs_n2n
 from flows.cli import main
 from tasks import ledger, table
+from tasks.faults import interrupt
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -61,8 +64,7 @@ def _short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pauses between retries."""
-    for step in (tasks.load.load, tasks.save.save, tasks.denoise.denoise):
-        monkeypatch.setattr(step, "retry_delay_seconds", [0.0, 0.0, 0.0])
+    monkeypatch.setattr(tasks.chunk.process_chunk, "retry_delay_seconds", [0.0, 0.0, 0.0])
 
 
 def test_the_main_job(tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -227,7 +229,7 @@ def test_images_that_the_method_cannot_take(tree: Path, tmp_path: Path) -> None:
 
 
 def test_same_names_in_two_folders_and_hostile_names(tmp_path: Path, photo: np.ndarray) -> None:
-    root, out = tmp_path / "in", tmp_path / "out"
+    root, out = tmp_path / "in 🔬 'quoted\" \\", tmp_path / "out\n📷"
     names = ["a/x.png", "b/x.png", "with space.png", "line\nbreak.png", "🔬.png", "<script>alert(1)<", "=cmd|x.png"]
     for number, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -241,12 +243,12 @@ def test_same_names_in_two_folders_and_hostile_names(tmp_path: Path, photo: np.n
 
 
 def test_a_file_that_vanishes_and_one_that_changes(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = tasks.chunk.load.fn
+    real = tasks.chunk.load
 
-    def late(chunk: Any, settings: Any, *, step: str = "load") -> None:
+    def late(work: Any, settings: Any) -> None:
         (tree / "rgb.png").unlink(missing_ok=True)
         (tree / "deep.tif").write_bytes(b"something else")
-        real(chunk, settings, step=step)
+        real(work, settings)
 
     monkeypatch.setattr(tasks.chunk, "load", late)
     assert run(tree, tmp_path / "out", "--method", "none", "--chunk", 4) == 1
@@ -298,24 +300,126 @@ def test_a_lasting_fault_fails_its_chunk_alone(tree: Path, tmp_path: Path, monke
     assert [row["source"] for row in ledger.rows_of(ledger.run_folders(out)[-1])] == ["photo.jpg"]
 
 
-def test_out_of_memory_takes_a_smaller_chunk_first(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_step, real_method = tasks.chunk.denoise, methods.denoise
-    sizes: list[int] = []
+@pytest.mark.usefixtures("quick")
+def test_a_disk_that_fails_for_every_image_fails_the_chunk_and_no_other(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tasks.save.write_atomic
 
-    def step(chunk: Any, settings: Any) -> None:
-        sizes.append(len(chunk.works))
-        real_step(chunk, settings)
+    def full(path: Path, data: bytes) -> None:
+        if path.name in {"deep.tif", "photo.jpg"}:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, data)
 
-    def method(*args: Any, **options: Any) -> methods.Denoised:
-        if sizes[-1] > 1:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return real_method(*args, **options)
+    monkeypatch.setattr(tasks.save, "write_atomic", full)
+    assert run(tree, tmp_path / "out", "--method", "none", "--chunk", 2) == 1
+    statuses = {name: row["status"] for name, row in rows_of(tmp_path / "out").items()}
+    assert statuses == {"deep.tif": "failed", "photo.jpg": "failed", "rgb.png": "done", "sub/grey.png": "done"}
 
-    monkeypatch.setattr(tasks.chunk, "denoise", step)
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("failures", [1, 10**6])
+def test_a_ledger_that_cannot_be_written(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """Passing, it costs another try; lasting, every image is a failed row all the same, and the exit status says so."""
+    real, tries = ledger.Part.append, []
+
+    def full(part: ledger.Part, row: table.Row) -> None:
+        tries.append(row["source"])
+        if len(tries) <= failures:
+            raise OSError(errno.ENOSPC, "No space left on device", str(part.path))
+        real(part, row)
+
+    monkeypatch.setattr(ledger.Part, "append", full)
+    status = run(tree, tmp_path / "out", "--method", "none", "--chunk", 4)
+    statuses = [row["status"] for row in rows_of(tmp_path / "out").values()]
+    assert (status, statuses) == ((0, ["done"] * 4) if failures == 1 else (1, ["failed"] * 4))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_file_that_the_disk_does_not_give(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tasks.scan.read_header
+
+    def bad_sector(path: Path, *, max_pixels: int) -> Any:
+        if path.name == "rgb.png":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path, max_pixels=max_pixels)
+
+    monkeypatch.setattr(tasks.scan, "read_header", bad_sector)
+    monkeypatch.setattr(tasks.scan, "_PAUSES", (0.0, 0.0))
+    assert run(tree, tmp_path / "out", "--method", "none") == 1
+    rows = rows_of(tmp_path / "out")
+    assert "Input/output error" in rows["rgb.png"]["error"]
+    assert sum(row["status"] == "done" for row in rows.values()) == 3
+
+
+def test_out_of_memory_tries_the_image_again_by_itself(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, lock = methods.denoise, threading.Lock()
+    tried: list[bytes] = []
+    inside = 0
+    beside: list[int] = []
+
+    def method(noisy: np.ndarray, **options: Any) -> methods.Denoised:
+        nonlocal inside
+        with lock:
+            inside += 1
+            again = noisy.tobytes() in tried
+            tried.append(noisy.tobytes())
+        try:
+            if not again:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            beside.append(tasks.chunk._company._many)
+            return real(noisy, **options)
+        finally:
+            with lock:
+                inside -= 1
+
     monkeypatch.setattr(tasks.denoise.methods, "denoise", method)
-    assert run(tree, tmp_path / "out", "--method", "none", "--chunk", 4) == 0
-    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+    assert run(tree, tmp_path / "out", "--method", "none", "--slots", 3) == 0
+    assert beside == [0] * 4, "nothing else is in memory at the second try"
     assert fits(tmp_path / "out") == 4
+
+
+def test_an_interrupt_before_anything_is_done(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupt.set()
+    try:
+        assert run(tree, tmp_path / "out", "--method", "none") == 130
+    finally:
+        interrupt.clear()
+    assert "interrupted" in capsys.readouterr().err
+    assert run(tree, tmp_path / "out", "--method", "none") == 0
+
+
+def test_many_images_run_their_steps_unseen_with_the_same_result(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tree, tmp_path / "seen", "--method", "none", "--noise", "gauss:10") == 0
+    monkeypatch.setattr(flows.denoise_directory, "MOST_SEEN_IMAGES", 0)
+    assert run(tree, tmp_path / "unseen", "--method", "none", "--noise", "gauss:10") == 0
+    assert digests(tmp_path / "seen") == digests(tmp_path / "unseen")
+
+
+def test_a_damaged_file_does_not_pass_for_its_earlier_result(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(tree, out, "--method", "none")
+    (tree / "rgb.png").write_bytes(b"")
+    assert run(tree, out, "--method", "none") == 1
+    row = rows_of(out)["rgb.png"]
+    assert row["status"] == "failed"
+    assert "earlier run" in row["note"]
+
+
+def test_a_new_reference_is_scored(tree: Path, tmp_path: Path) -> None:
+    clean, out = tmp_path / "clean", tmp_path / "out"
+    clean.mkdir()
+    shutil.copy(tree / "rgb.png", clean)
+    run(tree, out, "--method", "none", "--reference", clean)
+    shutil.copy(tree / "deep.tif", clean)
+    run(tree, out, "--method", "none", "--reference", clean)
+    assert [row["source"] for row in ledger.rows_of(ledger.run_folders(out)[-1])] == ["deep.tif"]
 
 
 def test_a_bug_in_a_method_fails_its_image_and_leaves_a_traceback_in_the_log(
@@ -414,16 +518,17 @@ def test_artifacts_and_names_in_prefect(tree: Path, tmp_path: Path) -> None:
     (tree / "bad.png").write_text("x")
     run(tree, tmp_path / "watched", "--method", "none", "--chunk", 2)
     with get_client(sync_client=True) as client:
-        flow_run = max(client.read_flow_runs(), key=lambda r: r.start_time)
+        flow_run = max(client.read_flow_runs(limit=200), key=lambda r: r.start_time)
         assert flow_run.name == "input: none"
+        assert set(flow_run.tags) == {"none", "denoise-flows"}
         assert flow_run.state is not None
         assert flow_run.state.message == "4 done, 1 failed"
         artifacts = {a.key: a for a in client.read_artifacts() if a.flow_run_id == flow_run.id}
         names = {r.name for r in client.read_task_runs(limit=200) if r.flow_run_id == flow_run.id}
     assert set(artifacts) == {"progress-watched", "summary-watched", "report-watched"}
     assert artifacts["progress-watched"].data == 100
-    assert "bad.png".replace(".", ".") in artifacts["report-watched"].data.replace("\\", "")
-    assert {"scan", "report", "chunk 1 of 2", "load of chunk 1 of 2", "save of chunk 2 of 2"} <= names
+    assert "bad.png" in artifacts["report-watched"].data.replace("\\", "")
+    assert {"scan", "report", "chunk 1 of 2", "load rgb.png", "save sub/grey.png"} <= names
 
 
 def test_nothing_is_printed_while_prefect_logs(tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -87,7 +87,7 @@ def test_killed_with_its_group_and_resumed(images: Path, tmp_path: Path, run_onc
     out = tmp_path / "killed"
     killed = 0
     for rows in (1, 3, 4):
-        process = start(images, out, "--noise", "gauss:25", "--slots", 1)
+        process = start(images, out, "--noise", "gauss:25", "--slots", 1, "--chunk", 6)
         children: list[psutil.Process] = []
         try:
             wait_for_rows(out, rows, process)
@@ -112,7 +112,7 @@ def test_killed_with_its_group_and_resumed(images: Path, tmp_path: Path, run_onc
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_and_resumed(images: Path, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "out"
-    process = start(images, out, "--noise", "gauss:25", "--slots", 1)
+    process = start(images, out, "--noise", "gauss:25", "--slots", 1, "--chunk", 3)
     wait_for_rows(out, 2, process)
     process.send_signal(number)
     status, said, err = finish(process)
@@ -208,7 +208,7 @@ def test_on_a_real_server(images: Path, tmp_path: Path, real_server: str) -> Non
         artifacts = client.post("/artifacts/filter", json={}).json()
         assert {a["key"] for a in artifacts} == {"progress-out", "summary-out", "report-out"}
         tasks = client.post("/task_runs/filter", json={"limit": 200}).json()
-        assert {"scan", "report", "denoise of chunk 1 of 6"} <= {t["name"] for t in tasks}
+        assert {"scan", "report", "denoise 0.png"} <= {t["name"] for t in tasks}
         logs = client.post("/logs/filter", json={"limit": 200}).json()
         assert any("6 images: 6 to do" in log["message"] for log in logs)
 

@@ -35,7 +35,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     device = Device("cpu", "float32", 1, "test")
     return Settings(
         input=tmp_path, output=tmp_path, method="none", preset="fast", noise="none", clip_noise=False, reference=None, seed=0,
-        device=device, slots=2, max_pixels=1, run_id="0001", config_digest="c", limit_name=None,
+        device=device, slots=2, max_pixels=1, steps_are_seen=True, run_id="0001", config_digest="c", limit_name=None,
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def test_no_more_threads_hold_it_than_there_are_slots(settings: Settings, slots:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert most == slots
+    assert most <= slots
 
 
 def test_a_killed_holder_frees_its_slot(settings: Settings) -> None:

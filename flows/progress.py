@@ -1,0 +1,144 @@
+"""How far a run is: told to whoever listens in this process, and to the Prefect UI."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from tasks import activity, ledger, table
+from tasks.report import summary_markdown
+from tasks.settings import Settings
+from tasks.table import DONE, FAILED
+
+ARTIFACT_SECONDS = 5.0
+
+log = logging.getLogger("tasks")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, for whoever watches it."""
+
+    total: int  # images that this run has to do
+    done: int
+    failed: int
+    part: float  # fraction of the images in work, summed: 0.5 is half an image
+    seconds: float  # since the first chunk was submitted
+    waiting: str | None  # what the run waits for, while nothing else goes on
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time that the rest will take at the rate so far, s; ``None`` before anything is done."""
+        finished = self.done + self.failed + self.part
+        return None if finished < 0.05 else max(0.0, self.seconds * (self.total - finished) / finished)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of a run; ``--json`` prints it."""
+
+    run_id: str
+    output: str
+    images: int  # images in the input, readable or not
+    done: int  # by this run
+    already_done: int  # by earlier runs, left as they are
+    failed: int
+    skipped: int  # files that are no images
+    interrupted: bool
+    seconds: float
+    psnr_noisy_db: float | None  # means over the images of the input that have both
+    psnr_denoised_db: float | None
+    results: str
+    report: str
+    failures: list[dict[str, str]]  # source and error of the first hundred
+
+
+OnProgress = Callable[[Progress], None]
+
+_listeners: list[OnProgress] = []
+
+
+@contextmanager
+def listening(on_progress: OnProgress) -> Iterator[None]:
+    """While inside, ``on_progress`` is called from the flow's thread, some four times a second."""
+    _listeners.append(on_progress)
+    try:
+        yield
+    finally:
+        _listeners.remove(on_progress)
+
+
+class Watch:
+    """Tells the listeners and the Prefect UI how far the chunks are."""
+
+    def __init__(self, settings: Settings, total: int) -> None:
+        self._tail = ledger.Tail(settings.run_folder)
+        self._total = total
+        self._done = self._failed = 0
+        self._started = self._published = time.perf_counter()
+        key = f"progress-{slug(settings.output.name)}"
+        self._artifact = told(create_progress_artifact, progress=0.0, key=key, description=f"0 of {total} images")
+
+    def show(self, *, ended: bool) -> None:
+        """Look at the ledger and tell; the artifact only every few seconds."""
+        for row in self._tail.new_rows():
+            self._done += row["status"] == DONE
+            self._failed += row["status"] == FAILED
+        part, waiting = activity.glance()
+        seconds = time.perf_counter() - self._started
+        progress = Progress(self._total, self._done, self._failed, part, seconds, waiting)
+        for listener in _listeners:
+            listener(progress)
+        if ended or time.perf_counter() - self._published > ARTIFACT_SECONDS:
+            self._published = time.perf_counter()
+            words = f"{self._done} done, {self._failed} failed of {self._total}"
+            if not ended and progress.seconds_left is not None:
+                words += f", about {progress.seconds_left:.0f} s left"
+            share = (self._done + self._failed + part) / self._total
+            if self._artifact is not None:
+                told(update_progress_artifact, self._artifact, progress=100 * min(1.0, share), description=words)
+
+
+def publish(summary: Summary, rows: list[table.Row], settings: Settings) -> None:
+    """The artifacts of the Prefect UI: the summary as a table, the worst images and the failures as a page."""
+    facts = {k: v for k, v in asdict(summary).items() if k not in {"failures", "results", "report"}}
+    name = slug(settings.output.name)
+    told(
+        create_table_artifact,
+        table=[{"": fact.replace("_", " "), "value": "–" if value is None else value} for fact, value in facts.items()],
+        key=f"summary-{name}",
+        description=f"Run {settings.run_id} into {settings.output}",
+    )
+    told(
+        create_markdown_artifact,
+        markdown=summary_markdown(rows, settings.output, socket.gethostname()),
+        key=f"report-{name}",
+        description=f"Worst and failed images of {settings.output}",
+    )
+
+
+def told(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call an artifact function; a server that does not take it costs a line in the log, never the run."""
+    try:
+        return call(*arguments, **options)
+    except Exception as error:  # noqa: BLE001 - whatever keeps the UI from being told
+        log.warning("the Prefect server did not take an artifact: %s", error)
+        return None
+
+
+def slug(name: str) -> str:
+    """A name as the key of an artifact: lower-case letters, figures and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "output"

@@ -153,7 +153,7 @@ def _denoise(config: RunConfig, *, as_json: bool) -> int:
     outcome: Any = state.result(raise_on_failure=False)
     if isinstance(outcome, DenoiseError):
         raise outcome
-    if state.is_cancelled() and (outcome is None or isinstance(outcome, BaseException)):  # stopped before there was anything to sum up
+    if state.is_cancelled() and (outcome is None or isinstance(outcome, BaseException)):
         sys.stderr.write("denoise: interrupted\n")
         return INTERRUPTED
     if isinstance(outcome, BaseException):

@@ -149,8 +149,13 @@ def _work_through(chunks: list[tuple[Source, ...]], settings: Settings, total: i
 
 def _fault(future: Any) -> BaseException | None:
     """The machine's fault that a chunk failed by; ``None`` where it ended well or was interrupted."""
+    if interrupt.is_set():
+        return None
+    crash: BaseException | None = future.wrapped_future.exception()
+    if crash is not None:
+        return crash
     future.wait()  # it has ended; this is what makes its state the final one
-    if future.state.is_completed() or interrupt.is_set():
+    if future.state.is_completed():
         return None
     fault = future.state.result(raise_on_failure=False)
     return fault if isinstance(fault, BaseException) else RuntimeError(str(fault))

@@ -114,6 +114,6 @@ def test_dry_run_writes_nothing(tree: Path, tmp_path: Path, capsys: pytest.Captu
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert {"device", "precision", "threads", "slots", "Prefect server"} <= set(facts)
+    assert {"device", "precision", "cores", "preset fast", "preset paper", "slots", "Prefect server"} <= set(facts)
     assert main(["doctor"]) == 0
     assert facts["precision"] in capsys.readouterr().out

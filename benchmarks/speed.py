@@ -9,6 +9,7 @@ counts, not the times.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import subprocess
 import sys
@@ -43,10 +44,8 @@ def _seconds_a_step(fit: Callable[[Callable[..., None]], object]) -> float:
         if calls == 5 + STEPS:
             raise _EnoughError
 
-    try:
+    with contextlib.suppress(_EnoughError):
         fit(on_step)
-    except _EnoughError:
-        pass
     return (time.perf_counter() - started) / STEPS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -32,18 +33,17 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status of the contract."""
     from denoise_core.errors import DenoiseError
+    from tasks.faults import Interrupted, sentence
 
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names may hold what the terminal's encoding cannot
-            stream.reconfigure(errors="backslashreplace")
-    options = vars(_parser().parse_args(arguments))
-    command: Callable[[dict[str, Any]], int] = options.pop("command")
+    _open_standard_streams()
     try:
+        options = vars(_parser().parse_args(arguments))
+        command: Callable[[dict[str, Any]], int] = options.pop("command")
         return command(options)
     except DenoiseError as error:
         sys.stderr.write(f"denoise: {error}\n")
         return NOT_STARTED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         sys.stderr.write("denoise: interrupted\n")
         return INTERRUPTED
     except BrokenPipeError:
@@ -51,10 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        from tasks.faults import sentence
-
         sys.stderr.write(f"denoise: {sentence(error)}\n")
         return NOT_STARTED
+
+
+def _open_standard_streams() -> None:
+    """A closed standard stream is opened to nowhere: else the next file to be opened would take its place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names may hold what the terminal's encoding cannot
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - for the process's life
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,6 +147,10 @@ def _denoise(config: RunConfig, *, as_json: bool) -> int:
     from flows.server import connected
     from tasks.faults import interrupt, sentence
 
+    if config.device.startswith("cuda"):
+        from denoise_core.device import choose
+
+        choose(config.device)  # a device that is not there is said before a server is started
     with _stopping_on_signals(interrupt.set), connected() as server:
         from prefect import tags
 
@@ -170,19 +186,26 @@ def _denoise(config: RunConfig, *, as_json: bool) -> int:
 
 
 class _stopping_on_signals:  # noqa: N801 - used as a statement
-    """The first Ctrl-C or termination signal asks the run to stop, a second Ctrl-C breaks it off."""
+    """The first Ctrl-C or termination signal asks the run to stop, a second one ends the process on the spot."""
 
     def __init__(self, stop: Callable[[], None]) -> None:
         self._stop = stop
         self._before: dict[int, Any] = {}
+        self._asked = False
 
-    def __enter__(self) -> None:
-        def ask(number: int, _frame: object) -> None:
-            signal.signal(number, self._before[number])
-            self._stop()
+    def __enter__(self) -> _stopping_on_signals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self.ask)
+        return self
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, ask)
+    def ask(self, _number: int, _frame: object) -> None:
+        """The handler of the signals."""
+        if self._asked:
+            os._exit(INTERRUPTED)
+        self._asked = True
+        self._stop()
+        with contextlib.suppress(OSError):
+            os.write(2, b"denoise: stopping; once more to end at once\n")
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -92,6 +92,8 @@ class RunConfig(BaseModel):
     max_megapixels: float = Field(
         default=500.0,
         gt=0,
+        le=1e6,
+        allow_inf_nan=False,
         description="Images with more pixels than this, in millions, are refused before anything is decoded.",
     )
     on_existing: OnExisting = Field(
@@ -99,6 +101,13 @@ class RunConfig(BaseModel):
         description="Where OUTPUT has earlier results: resume does what is missing or changed, overwrite does everything "
         "again, error refuses to start.",
     )
+
+    @field_validator("input", "output", "reference", mode="before")
+    @classmethod
+    def _path_is_given(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("the path is empty")
+        return value
 
     @field_validator("noise")
     @classmethod
@@ -182,6 +191,8 @@ def _sentence(error: ValidationError) -> str:
     """The first fault of a validation, in a user's words."""
     fault = error.errors(include_url=False)[0]
     name = "--" + str(fault["loc"][0]).replace("_", "-") if fault["loc"] else ""
+    if name in {"--input", "--output"}:
+        name = name[2:].upper()
     given = fault.get("input")
     if fault["type"] == "value_error":
         message = str(fault["ctx"]["error"])
@@ -190,7 +201,7 @@ def _sentence(error: ValidationError) -> str:
         valid = ", ".join(field.replace("_", "-") for field in RunConfig.model_fields)
         return f"{name[2:]} is no option of a run; the options are {valid}"
     if fault["type"] == "missing":
-        return f"{name[2:].upper()} is missing: denoise run INPUT OUTPUT"
+        return f"{name} is missing: denoise run INPUT OUTPUT"
     if fault["type"] == "string_pattern_mismatch":
         return f"{name}: {given!r} is not one of auto, cpu, cuda, cuda:N"
     return f"{name}: {given!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

@@ -201,7 +201,7 @@ def _ending_gently() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda _number, _frame: interrupt.set())
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: interrupt.set())  # in place of Prefect's
     try:
         yield
     finally:

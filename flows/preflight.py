@@ -13,6 +13,11 @@ from flows.errors import StartError
 def check(config: RunConfig, *, writes: bool = True) -> None:
     """Raise :class:`StartError` with one sentence where the run cannot start; ``writes`` also tries the output."""
     source, output = config.input, config.output
+    for name, path in (("INPUT", source), ("OUTPUT", output), ("--reference", config.reference)):
+        try:
+            str(path.resolve() if path else "").encode("utf-8")
+        except UnicodeEncodeError:
+            raise StartError(f"{name}: the path {str(path)!a} is not valid UTF-8; rename or link it") from None
     if not source.exists():
         raise StartError(f"INPUT: there is no {source}")
     if not (source.is_dir() or source.is_file()):
@@ -21,11 +26,7 @@ def check(config: RunConfig, *, writes: bool = True) -> None:
         raise StartError(f"INPUT: {source} cannot be read")
     if source.is_dir() and not any(files for _, _, files in os.walk(source)):
         raise StartError(f"INPUT: {source} is empty")
-    if config.reference is not None and not config.reference.exists():
-        raise StartError(f"--reference: there is no {config.reference}")
-    if config.reference is not None and source.is_dir() != config.reference.is_dir():
-        wanted = "directory, as INPUT is" if source.is_dir() else "file, as INPUT is"
-        raise StartError(f"--reference: {config.reference} is not a {wanted}")
+    _check_reference(config)
     for written in (output, output / "images", output / "runs"):
         _check_apart(source.resolve(), written)
     if output.exists() and not output.is_dir():
@@ -34,6 +35,19 @@ def check(config: RunConfig, *, writes: bool = True) -> None:
         raise StartError(f"OUTPUT: {output} has earlier results and --on-existing is error")
     if writes:
         _check_writable(output)
+        if config.resolved_method != "none":
+            _check_locks()
+
+
+def _check_reference(config: RunConfig) -> None:
+    reference = config.reference
+    if reference is None:
+        return
+    if not reference.exists():
+        raise StartError(f"--reference: there is no {reference}")
+    if config.input.is_dir() != reference.is_dir():
+        wanted = "directory, as INPUT is" if config.input.is_dir() else "file, as INPUT is"
+        raise StartError(f"--reference: {reference} is not a {wanted}")
 
 
 def _check_apart(source: Path, written: Path) -> None:
@@ -47,6 +61,12 @@ def _check_apart(source: Path, written: Path) -> None:
 
 
 def _check_writable(output: Path) -> None:
+    for folder in (output / "images", output / "runs"):
+        if folder.exists() and not folder.is_dir():
+            raise StartError(f"OUTPUT: {folder} is in the way: a folder is wanted there")
+    for file in (output / "results.parquet", output / "report.html"):
+        if file.is_dir():
+            raise StartError(f"OUTPUT: the folder {file} is in the way: a file is wanted there")
     try:
         output.mkdir(parents=True, exist_ok=True)
         for folder in (output, output / "images", output / "runs"):
@@ -55,3 +75,16 @@ def _check_writable(output: Path) -> None:
                     pass
     except OSError as error:
         raise StartError(f"OUTPUT: {output} cannot be written to: {error.strerror}") from None
+
+
+def _check_locks() -> None:
+    from tasks.slots import lock_folder
+
+    try:
+        with tempfile.TemporaryFile(dir=lock_folder()):
+            pass
+    except OSError as error:
+        raise StartError(
+            f"the lock files of the device's slots cannot be written ({error.strerror}: {error.filename}); "
+            "DENOISE_LOCK_DIR names another folder for them"
+        ) from None

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.errors import StartError
+from tasks.faults import stop_if_interrupted
 
 _START_SECONDS = 120.0
 _embedded_addresses: set[str] = set()
@@ -50,14 +51,18 @@ def prepare_environment() -> None:
 
 
 def _usable_home() -> Path:
-    """Prefect's folder, or a temporary one where the home directory cannot be written to."""
-    home = Path.home() / ".prefect"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home):
-            return home
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="denoise-prefect-"))
+    """Prefect's folder: what ``PREFECT_HOME`` names, or ``~/.prefect``, or a temporary one where that cannot be written to."""
+    chosen = os.environ.get("PREFECT_HOME")
+    home = Path(chosen).expanduser() if chosen else Path.home() / ".prefect"
+    spare = Path(tempfile.gettempdir()) / f"denoise-prefect-{os.getuid()}"
+    for folder in (home,) if chosen else (home, spare):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError as error:
+            problem = error.strerror
+    raise StartError(f"Prefect's folder {home} cannot be written to ({problem}); PREFECT_HOME names another")
 
 
 def set_url() -> str | None:
@@ -169,6 +174,7 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], *, seconds: 
     problem = "no answer"
     with httpx.Client(timeout=5.0) as client:
         while time.monotonic() < deadline:
+            stop_if_interrupted()
             if process.poll() is not None:
                 raise StartError(f"the embedded Prefect server ended at once (exit status {process.returncode})")
             try:

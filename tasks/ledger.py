@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.table import DONE, Row
+from tasks.table import DONE, Row, is_row
+
+RUN_NAME = re.compile(r"([0-9]{4,9})-[0-9]{8}T[0-9]{6}Z")
+"""A run's folder: its number, which orders the runs whatever the clock says, and when it began."""
 
 
 class Part:
@@ -48,8 +52,8 @@ def run_folders(output: Path) -> list[Path]:
     runs = output / "runs"
     if not runs.is_dir():
         return []
-    numbered = [(int(p.name.split("-")[0]), p) for p in runs.iterdir() if p.name.split("-")[0].isdigit() and p.is_dir()]
-    return [path for _, path in sorted(numbered)]
+    named = [(name, path) for path in runs.iterdir() if (name := RUN_NAME.fullmatch(path.name)) and path.is_dir()]
+    return [path for _, path in sorted((int(name[1]), path) for name, path in named)]
 
 
 def rows_of(run_folder: Path) -> Iterator[Row]:
@@ -64,7 +68,7 @@ def _parse(data: bytes) -> Iterator[Row]:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and "source" in row:
+        if isinstance(row, dict) and is_row(row):
             yield row
 
 

@@ -47,7 +47,7 @@ def _reference(work: Work, image: Image, settings: Settings) -> np.ndarray:
     assert settings.reference is not None
     try:
         pixels = decode(read_below(settings.reference, work.source.name), max_pixels=settings.max_pixels).pixels
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, SourceChanged):
         raise NoReference("there is no reference under this path") from None
     except ImageError as error:
         raise NoReference(f"the reference is {error}") from None

@@ -110,6 +110,20 @@ def fill(row: Row, **values: Any) -> None:
             row[name] = value
 
 
+def is_row(row: Row) -> bool:
+    """Whether this is a row as this module writes it; anything may have got into a ledger that people can edit."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "string": str,
+        "int64": int,
+        "float64": (int, float),
+        "timestamp": str,
+        "list<int64>": list,
+    }
+    if not isinstance(row.get("source"), str) or row.get("status") not in {DONE, FAILED, SKIPPED}:
+        return False
+    return all(row.get(c.name) is None or isinstance(row[c.name], kinds[c.kind]) for c in COLUMNS)
+
+
 def schema(provenance: Mapping[str, str]) -> pa.Schema:
     """The Arrow schema, a description on every column, ``provenance`` as metadata of the file."""
     import pyarrow as pa
@@ -147,6 +161,8 @@ def read(path: Path) -> tuple[list[Row], dict[str, str]]:
         table = pq.read_table(path)
     except pa.ArrowException as error:
         raise DenoiseError(f"{path} is not a results table: {' '.join(str(error).split())[:200]}") from None
+    if table.schema.names != list(NAMES):
+        raise DenoiseError(f"{path} is not a results table of this version: its columns are others")
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     prefix = "denoise_flows."
     return table.to_pylist(), {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from denoise_core.images import Header, Image
-from tasks.faults import is_machine_fault, sentence, stop_if_interrupted
+from tasks.faults import SourceChanged, is_machine_fault, sentence, stop_if_interrupted
 from tasks.settings import Settings
 from tasks.table import FAILED, Row, fill, text
 
@@ -105,10 +107,16 @@ def read_below(root: Path, name: str) -> bytes:
 
     Raises:
         FileNotFoundError: the file is gone.
+        SourceChanged: what is there is no regular file.
         OSError: the whole root is gone (``ESTALE``): a share that vanished, not a file.
     """
+    path = root / name if root.is_dir() else root
     try:
-        return (root / name if root.is_dir() else root).read_bytes()
+        # Not blocking: a pipe under a file's name would keep its reader, and the run, waiting for ever.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SourceChanged("no longer a regular file")
+            return file.read()
     except FileNotFoundError:
         if not root.exists():
             raise OSError(errno.ESTALE, "the input has vanished, all of it", str(root)) from None

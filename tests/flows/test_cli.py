@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,47 @@ BAD = """--method bm4d|--noise gauss|--device tpu|--slots 0|--unheard-of|--confi
 def test_a_bad_option(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
     said = refused(capsys, "run", tree, tmp_path / "out", *options, *(["--dry-run"] if "cuda:99" in options else []))
     assert options[0].strip("-") in said or "cuda" in said
+
+
+def test_empty_paths(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "INPUT" in refused(capsys, "run", "", tmp_path / "out")
+    assert "OUTPUT" in refused(capsys, "run", tree, "")
+    assert "--reference" in refused(capsys, "run", tree, tmp_path / "out", "--reference", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("images", False), ("runs", False), ("results.parquet", True), ("report.html", True)]
+)
+def test_something_in_the_way(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, folder: bool
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).mkdir() if folder else (out / name).touch()
+    assert "in the way" in refused(capsys, "run", tree, out)
+
+
+def test_a_path_that_is_no_unicode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = os.fsencode(tmp_path) + b"/d\xe9r"
+    try:
+        Path(os.fsdecode(raw)).mkdir()
+    except OSError:
+        pytest.skip("this file system takes only Unicode names")
+    assert "UTF-8" in refused(capsys, "run", os.fsdecode(raw), tmp_path / "out")
+
+
+def test_an_unwritable_lock_folder(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DENOISE_LOCK_DIR", "/proc/locks")
+    assert "DENOISE_LOCK_DIR" in refused(capsys, "run", tree, tmp_path / "out")
+
+
+def test_samples_into_a_file_and_a_damaged_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    refused(capsys, "samples", tmp_path / "file")
+    (tmp_path / "results.parquet").write_bytes(b"garbage")
+    assert "not a results table" in refused(capsys, "report", tmp_path)
 
 
 def test_report_without_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

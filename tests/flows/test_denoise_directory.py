@@ -248,6 +248,9 @@ def test_a_file_that_vanishes_and_one_that_changes(tree: Path, tmp_path: Path, m
     def late(work: Any, settings: Any) -> None:
         (tree / "rgb.png").unlink(missing_ok=True)
         (tree / "deep.tif").write_bytes(b"something else")
+        (tree / "photo.jpg").unlink(missing_ok=True)
+        if not (tree / "photo.jpg").exists():
+            os.mkfifo(tree / "photo.jpg")
         real(work, settings)
 
     monkeypatch.setattr(tasks.chunk, "load", late)
@@ -255,7 +258,8 @@ def test_a_file_that_vanishes_and_one_that_changes(tree: Path, tmp_path: Path, m
     rows = rows_of(tmp_path / "out")
     assert "vanished" in rows["rgb.png"]["error"]
     assert "changed" in rows["deep.tif"]["error"]
-    assert rows["photo.jpg"]["status"] == rows["sub/grey.png"]["status"] == "done"
+    assert "regular file" in rows["photo.jpg"]["error"], "a pipe must not hang the run"
+    assert rows["sub/grey.png"]["status"] == "done"
 
 
 @pytest.mark.usefixtures("quick")

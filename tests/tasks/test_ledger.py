@@ -13,7 +13,7 @@ def row(name: str, **more: object) -> dict[str, object]:
 
 
 def test_a_torn_line_is_as_if_it_had_never_been_written(tmp_path: Path) -> None:
-    run = tmp_path / "runs" / "0001-x"
+    run = tmp_path / "runs" / "0001-20261120T000000Z"
     part = Part(run, 1)
     part.append(row("a"))
     part.append(row("b"))
@@ -27,13 +27,14 @@ def test_a_torn_line_is_as_if_it_had_never_been_written(tmp_path: Path) -> None:
 
 
 def test_the_newest_run_wins_and_runs_are_ordered_by_number_not_by_text(tmp_path: Path) -> None:
-    for number in (2, 10, 9):
-        Part(tmp_path / "runs" / f"{number}-run", 1).append(row("a", seed=number))
-    assert ledger.latest_rows(tmp_path)["a"]["seed"] == 10
+    for number in (2, 10000, 9999):
+        Part(tmp_path / "runs" / f"{number:04d}-20261120T000000Z", 1).append(row("a", seed=number))
+    assert ledger.latest_rows(tmp_path)["a"]["seed"] == 10000
 
 
 def test_other_folders_among_the_runs_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    for name in ("mine", "²", "9999999999999999999-x", "0001"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
     (tmp_path / "runs" / ".lock").touch()
     assert ledger.run_folders(tmp_path) == []
     assert ledger.latest_rows(tmp_path) == {}
@@ -71,3 +72,19 @@ def test_the_tail_gives_every_row_once_and_waits_for_whole_ones(tmp_path: Path) 
         file.write(b', "status": "done"}\n')
     Part(tmp_path, 2).append(row("c"))
     assert [r["source"] for r in tail.new_rows()] == ["b", "c"]
+
+
+def test_what_is_no_row_is_passed_over(tmp_path: Path) -> None:
+    part = Part(tmp_path, 1)
+    part.append(row("a"))
+    foreign = [
+        '{"source": "zzz"}',
+        '{"source": [1], "status": "done"}',
+        '{"source": "b", "status": "great"}',
+        '{"source": "c", "status": "done", "psnr_noisy_db": "abc"}',
+        "[]",
+        "garbage",
+    ]
+    with part.path.open("a") as file:
+        file.write("\n".join(foreign) + "\n")
+    assert [r["source"] for r in ledger.rows_of(tmp_path)] == ["a"]

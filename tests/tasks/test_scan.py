@@ -11,6 +11,7 @@ from PIL import Image
 
 from tasks.faults import Interrupted, interrupt
 from tasks.scan import Scan, scan
+from tasks.work import read_below
 
 MOST = 10**8
 
@@ -98,7 +99,7 @@ def test_one_file_as_input(tmp_path: Path) -> None:
     png(tmp_path / "one.png")
     found = look(tmp_path / "one.png")
     assert [source.name for source in found.todo] == ["one.png"]
-    assert found.todo[0].path(tmp_path / "one.png") == tmp_path / "one.png"
+    assert read_below(tmp_path / "one.png", "one.png") == (tmp_path / "one.png").read_bytes()
 
 
 def test_an_interrupt_ends_the_scan(tree: Path) -> None:

@@ -20,6 +20,7 @@ from tasks.scan import Scan
 from tasks.settings import Settings
 from tasks.steps import ONCE
 from tasks.table import COLUMNS, DONE, FAILED, Row
+from tasks.work import read_below
 
 RESULTS, PAGE = "results.parquet", "report.html"
 
@@ -139,12 +140,20 @@ def _panel(row: Row, why: str, output: Path, config: dict[str, Any]) -> Panel | 
     except Exception:  # noqa: BLE001 - a picture is an extra: whatever keeps it from being shown must not cost the page
         return None
     top = float(np.iinfo(image.pixels.dtype).max)
-    noisy, clean = image.pixels.astype(np.float32), None
+    noisy: np.ndarray = image.pixels.astype(np.float32)
+    clean: np.ndarray | None = None
     kind = noise.parse(row["noise"])
     if kind.kind != "none":
         clean = noisy
         rng = noise.rng(int(row["seed"]), row["source"])
         noisy = noise.add(clean / top, kind, rng, clip=bool(config.get("clip_noise"))) * np.float32(top)
+    elif config.get("reference") and row["reference_sha256"]:
+        try:
+            clean = decode(read_below(Path(str(config["reference"])), row["source"]), max_pixels=max_pixels).pixels
+        except Exception:  # noqa: BLE001 - as above
+            clean = None
+    if clean is not None and clean.shape != noisy.shape:
+        clean = None
     return make_panel(row["source"], noisy, denoised.pixels, clean=clean, value_max=top, why=why, caption=_caption(row))
 
 

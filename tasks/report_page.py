@@ -381,7 +381,7 @@ def _run_line(rows: Sequence[Row], config: Mapping[str, str]) -> str:
     parts = []
     for name in ("method", "preset", "scope", "noise", "seed", "device"):
         values = {str(r[name]) for r in rows if not _missing(r.get(name))}
-        value = config.get(name) or (values.pop() if len(values) == 1 else "")
+        value = values.pop() if len(values) == 1 else config.get(name, "")
         if value and value != "none":
             parts.append(value if name == "method" else f"{name} {value}")
     return " · ".join(parts)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from prefect import task
 
 from denoise_core import __version__, noise
@@ -140,8 +141,8 @@ def _panel(row: Row, why: str, output: Path, config: dict[str, Any]) -> Panel | 
     except Exception:  # noqa: BLE001 - a picture is an extra: whatever keeps it from being shown must not cost the page
         return None
     top = float(np.iinfo(image.pixels.dtype).max)
-    noisy: np.ndarray = image.pixels.astype(np.float32)
-    clean: np.ndarray | None = None
+    noisy: npt.NDArray[Any] = image.pixels.astype(np.float32)
+    clean: npt.NDArray[Any] | None = None
     kind = noise.parse(row["noise"])
     if kind.kind != "none":
         clean = noisy

@@ -147,7 +147,9 @@ def _panel(row: Row, why: str, output: Path, config: dict[str, Any]) -> Panel | 
     if kind.kind != "none":
         clean = noisy
         rng = noise.rng(int(row["seed"]), row["source"])
-        noisy = noise.add(clean / top, kind, rng, clip=bool(config.get("clip_noise"))) * np.float32(top)
+        noisy = noise.add(
+            (clean / top).astype(np.float32), kind, rng, clip=bool(config.get("clip_noise"))
+        ) * np.float32(top)
     elif config.get("reference") and row["reference_sha256"]:
         try:
             clean = decode(read_below(Path(str(config["reference"])), row["source"]), max_pixels=max_pixels).pixels

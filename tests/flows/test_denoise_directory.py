@@ -7,7 +7,9 @@ import json
 import math
 import os
 import shutil
+import struct
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +228,35 @@ def test_images_that_the_method_cannot_take(tree: Path, tmp_path: Path) -> None:
     assert "floating-point" in rows["float.tif"]["error"]
     assert rows["flat.png"]["status"] == "done"
     assert np.array_equal(np.asarray(Image.open(out / "images" / "flat.png")), np.full((16, 16, 3), 90))
+
+
+def test_damaged_and_hostile_files_are_rows_and_the_others_finish(tree: Path, tmp_path: Path) -> None:
+    whole = (tree / "rgb.png").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0x10
+    header = struct.pack(">II5B", 60_000, 60_000, 8, 2, 0, 0, 0)
+    bomb = whole[:12] + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + whole[33:]
+    for name, data in {
+        "zero": b"",
+        "cut": whole[: len(whole) // 2],
+        "flipped": flipped,
+        "bomb": bomb,
+        "text": b"hello\n",
+    }.items():
+        (tree / f"{name}.png").write_bytes(data)
+    (tree / "loop.png").symlink_to(tree / "loop.png")
+    (tree / "out.png").symlink_to("/etc/hostname")
+    assert run(tree, tmp_path / "out", "--method", "none") == 1
+    rows = rows_of(tmp_path / "out")
+    told = {name: row["error"] for name, row in rows.items() if row["status"] == "failed"}
+    assert set(told) == {f"{name}.png" for name in ("zero", "cut", "flipped", "bomb", "text", "loop", "out")}
+    assert "empty" in told["zero.png"]
+    assert "60000" in told["bomb.png"].replace(",", "")
+    assert "plain text" in told["text.png"]
+    assert "itself" in told["loop.png"]
+    assert "out of the input" in told["out.png"]
+    assert all(len(error) > 10 and "\n" not in error for error in told.values())
+    assert files(tmp_path / "out" / "images") == ["deep.tif", "photo.jpg", "rgb.png", "sub/grey.png"]
 
 
 def test_same_names_in_two_folders_and_hostile_names(tmp_path: Path, photo: np.ndarray) -> None:

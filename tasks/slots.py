@@ -41,7 +41,7 @@ def lock_folder() -> Path:
     folder = Path(chosen) if chosen else Path(tempfile.gettempdir()) / "denoise-flows-slots"
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o1777)
+        folder.chmod(0o777)  # not sticky: there the kernel would refuse one user the lock files of another
     return folder
 
 

@@ -124,8 +124,8 @@ def _run(config: RunConfig, settings: Settings, started: float) -> State[Any]:
 def _work_through(chunks: list[tuple[Source, ...]], settings: Settings, total: int) -> list[BaseException]:
     """Work through the chunks, one more at a time than there are slots, and say how far it is; the faults of failed ones.
 
-    One chunk more than slots: it loads, or saves, while the others hold the slots. Not all at once: what is submitted
-    and waits would hold its images, and could not be called back.
+    One chunk more than slots: it loads, or saves, while the others hold the slots. Not all at once: the images of those
+    that only wait for a slot would be in memory.
     """
     if not chunks:
         return []

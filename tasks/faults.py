@@ -31,7 +31,7 @@ _MEMORY_SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_
 _DEVICE_SIGNS = ("CUDA error", "cuDNN error", "CUBLAS_STATUS")
 
 RETRY_SECONDS = (1.0, 4.0, 16.0)
-"""Pauses before the retries of a step, s; each is stretched by up to half at random."""
+"""Pauses before the retries of a chunk, s; each is stretched by up to half at random."""
 
 
 class Interrupted(BaseException):

@@ -126,7 +126,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
     kind = field.annotation
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return "|".join(kind)
-    return {"noise": "KIND:LEVEL", "device": "auto|cpu|cuda|cuda:N", "reference": "DIR"}.get(name, "N")
+    return {"noise": "KIND:LEVEL", "device": "auto|cpu|cuda|cuda:N", "reference": "DIR", "model": "PATH"}.get(name, "N")
 
 
 def _run(options: dict[str, Any]) -> int:
@@ -155,7 +155,7 @@ def _denoise(config: RunConfig, *, as_json: bool) -> int:
         from prefect import tags
 
         from flows.denoise_directory import denoise_directory
-        from flows.progress import listening
+        from flows.progress import hearing, listening
 
         if not as_json:
             print(f"Prefect server: {server}", file=sys.stderr, flush=True)
@@ -163,6 +163,7 @@ def _denoise(config: RunConfig, *, as_json: bool) -> int:
         with (
             console.progress_on(terminal) as show,
             listening((lambda _: None) if as_json else show),
+            hearing((lambda _: None) if as_json else console.announce),
             tags(config.resolved_method, "denoise-flows"),
         ):
             state: Any = denoise_directory(config, return_state=True)

@@ -27,6 +27,8 @@ class MethodChoice(StrEnum):
     """What denoises."""
 
     AUTO = "auto"
+    ZS_FIT = "zs-fit"
+    NL_BAYES = "nl-bayes"
     ZS_N2N = "zs-n2n"
     NONE = "none"
 
@@ -36,6 +38,24 @@ class Preset(StrEnum):
 
     FAST = "fast"
     PAPER = "paper"
+    BEST = "best"
+
+
+class Scope(StrEnum):
+    """What one fit of zs-fit serves."""
+
+    AUTO = "auto"
+    IMAGE = "image"
+    STACK = "stack"
+    DIRECTORY = "directory"
+
+
+PRESETS = {
+    MethodChoice.ZS_FIT: (Preset.FAST, Preset.BEST),
+    MethodChoice.NL_BAYES: (Preset.FAST,),
+    MethodChoice.ZS_N2N: (Preset.FAST, Preset.PAPER),
+    MethodChoice.NONE: (Preset.FAST,),
+}
 
 
 class OnExisting(StrEnum):
@@ -55,12 +75,25 @@ class RunConfig(BaseModel):
     output: Path = Field(description="The directory that gets images/, results.parquet, report.html and runs/.")
     method: MethodChoice = Field(
         default=MethodChoice.AUTO,
-        description="zs-n2n: Zero-Shot Noise2Noise, one small network fitted on each image; none: pixels as they are; "
-        "auto: zs-n2n.",
+        description="zs-fit: a non-local estimate, corrected by a small network that is fitted to the noisy images; nl-bayes: "
+        "that estimate alone; zs-n2n: Zero-Shot Noise2Noise, one network fitted on each image; none: pixels as they are; "
+        "auto: zs-fit, or zs-n2n with --preset paper.",
     )
     preset: Preset = Field(
         default=Preset.FAST,
-        description="fast: fitted on random crops, seconds an image; paper: zs-n2n as published, 3000 whole-image steps.",
+        description="fast: seconds an image; best: zs-fit with more windows, longer fits and a larger network; paper: zs-n2n "
+        "as published, 3000 whole-image steps.",
+    )
+    scope: Scope = Field(
+        default=Scope.AUTO,
+        description="What one fit of zs-fit serves. directory: one network for all images of as many channels, kept in "
+        "OUTPUT/models; stack: one for each file, all its frames together; image: one for each frame; auto: directory for "
+        "four or more images of one kind, else stack.",
+    )
+    model: Path | None = Field(
+        default=None,
+        description="A network that zs-fit kept earlier (a .safetensors file, or a folder of them) to apply, instead of "
+        "fitting.",
     )
     noise: str = Field(
         default="none",
@@ -102,7 +135,7 @@ class RunConfig(BaseModel):
         "again, error refuses to start.",
     )
 
-    @field_validator("input", "output", "reference", mode="before")
+    @field_validator("input", "output", "reference", "model", mode="before")
     @classmethod
     def _path_is_given(cls, value: object) -> object:
         if value == "":
@@ -120,8 +153,18 @@ class RunConfig(BaseModel):
     def _options_agree(self) -> Self:
         if self.reference is not None and self.noise != "none":
             raise ValueError("--noise scores against the input and --reference against other images: give one of them")
-        if self.preset is Preset.PAPER and self.method is MethodChoice.NONE:
-            raise ValueError("--preset paper is a preset of --method zs-n2n, not of none")
+        offered = PRESETS[MethodChoice(self.resolved_method)]
+        if self.preset not in offered:
+            raise ValueError(
+                f"--method {self.resolved_method} has no preset {self.preset}, only {' and '.join(offered)}"
+            )
+        if self.resolved_method != MethodChoice.ZS_FIT:
+            if self.scope is not Scope.AUTO:
+                raise ValueError(f"--scope is an option of --method zs-fit, not of {self.resolved_method}")
+            if self.model is not None:
+                raise ValueError(f"--model is an option of --method zs-fit, not of {self.resolved_method}")
+        if self.model is not None and self.scope not in (Scope.AUTO, Scope.DIRECTORY):
+            raise ValueError("--model is applied to the whole directory: leave --scope out")
         if self.clip_noise and self.noise == "none":
             raise ValueError("--clip-noise needs --noise, such as --noise gauss:25")
         return self
@@ -129,13 +172,15 @@ class RunConfig(BaseModel):
     @property
     def resolved_method(self) -> str:
         """The method that runs: what ``auto`` stands for, or the one that was named."""
-        return MethodChoice.ZS_N2N.value if self.method is MethodChoice.AUTO else self.method.value
+        if self.method is not MethodChoice.AUTO:
+            return self.method.value
+        return MethodChoice.ZS_N2N.value if self.preset is Preset.PAPER else MethodChoice.ZS_FIT.value
 
     @property
     def title(self) -> str:
         """What a run is called in the Prefect UI: input, method, and the noise that is added."""
         noise = "" if self.noise == "none" else f" at {self.noise}"
-        preset = "" if self.resolved_method == "none" else f" {self.preset.value}"
+        preset = f" {self.preset.value}" if len(PRESETS[MethodChoice(self.resolved_method)]) > 1 else ""
         return f"{self.input.resolve().name}: {self.resolved_method}{preset}{noise}"
 
     def digest(self) -> str:
@@ -145,10 +190,12 @@ class RunConfig(BaseModel):
         """
         decides = {
             "method": self.resolved_method,
-            "preset": self.preset.value if self.resolved_method != "none" else None,
+            "preset": self.preset.value if len(PRESETS[MethodChoice(self.resolved_method)]) > 1 else None,
             "noise": self.noise,
             "clip_noise": self.clip_noise,
             "seed": self.seed,
+            "scope": self.scope.value if self.resolved_method == MethodChoice.ZS_FIT else None,
+            "model": None if self.model is None else _content(self.model),
             "reference": None if self.reference is None else str(self.reference.absolute()),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
@@ -157,6 +204,16 @@ class RunConfig(BaseModel):
         """The configuration as a TOML document that ``--config`` reads back."""
         values = self.model_dump(mode="json", exclude_none=True)
         return "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
+
+
+def _content(model: Path) -> str:
+    """What identifies the model, or the models in a folder: their bytes. A missing one is found later, by preflight."""
+    files = sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
+    found = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            found.update(hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def _toml(value: object) -> str:

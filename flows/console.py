@@ -88,6 +88,11 @@ def _told(progress: Progress) -> str:
     return ", ".join(parts)
 
 
+def announce(message: str) -> None:
+    """A sentence on what the run decided, on stderr."""
+    print(printable(message), file=sys.stderr, flush=True)
+
+
 def print_summary(summary: Summary) -> None:
     """The end of a run in a few lines: counts on stdout, failures on stderr."""
     counts = [f"{summary.done} done"]

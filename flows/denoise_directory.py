@@ -27,10 +27,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from denoise_core.device import Device, choose
 from denoise_core.images import remove_stale_temporaries
-from flows import preflight
-from flows.config import MOST_SLOTS, OnExisting, Preset, RunConfig
+from flows import preflight, scopes
+from flows.config import MOST_SLOTS, OnExisting, Preset, RunConfig, Scope
 from flows.errors import StartError
-from flows.progress import Summary, Watch, publish
+from flows.progress import Summary, Watch, announce, publish
 from flows.server import reports_to_real_server
 from tasks import ledger, table
 from tasks import scan as scanning
@@ -93,15 +93,18 @@ def denoise_directory(config: RunConfig) -> State[Any]:
 def _run(config: RunConfig, settings: Settings, started: float) -> State[Any]:
     logger = get_run_logger()
     torch.set_num_threads(settings.device.threads)
+    redo = config.on_existing is OnExisting.OVERWRITE
     logger.info("%s on %s (%s)", settings.method, settings.device.name, settings.device.reason)
     try:
-        found = scan(settings, redo=config.on_existing is OnExisting.OVERWRITE)
+        found = scan(settings, redo=redo)
     except Interrupted:
         return Cancelled(message="stopped by the user before anything was done")
     if found.images == 0:
         others = f" ({len(found.refused)} other files)" if found.refused else ""
         raise StartError(f"INPUT: there is no image in {settings.input}{others}")
     settings = replace(settings, steps_are_seen=len(found.todo) <= MOST_SEEN_IMAGES)
+    if settings.method == "zs-fit" and found.todo:
+        settings = _prepared(config, settings, found, redo=redo)
     chunks = into_chunks(found.todo, config.chunk)
     logger.info(
         "%d images: %d to do in %d chunks, %d done earlier, %d files that cannot be done",
@@ -119,6 +122,23 @@ def _run(config: RunConfig, settings: Settings, started: float) -> State[Any]:
     if faults:
         return Failed(message=f"{summary.failed} of {summary.images} failed: {faults[0]}", data=summary)
     return Completed(message=f"{summary.done} done, {summary.failed} failed", data=summary)
+
+
+def _prepared(config: RunConfig, settings: Settings, found: Scan, *, redo: bool) -> Settings:
+    """The settings of zs-fit once the input is known: its scope, its networks, and threads where images are few."""
+    scope, why = scopes.resolve(config.scope, found)
+    if settings.given_model:
+        scope, why = "directory", "a model was given"
+    announce(f"scope {scope}: {why}")
+    settings = replace(settings, scope=scope)
+    if scope == "directory" and not settings.given_model:
+        settings = scopes.fit_models(settings, found, redo=redo, announce=announce)
+    if config.slots is None and settings.device.name == "cpu":
+        # Fewer images than cores: each gets several threads, which changes no bit of the result.
+        slots = max(1, min(settings.slots, len(found.todo)))
+        device = replace(settings.device, threads=settings.slots // slots)
+        settings = replace(settings, slots=slots, device=device)
+    return settings
 
 
 def _work_through(chunks: list[tuple[Source, ...]], settings: Settings, total: int) -> list[BaseException]:
@@ -226,12 +246,12 @@ def _only_run(output: Path) -> Iterator[None]:
 def share(device: Device, config: RunConfig) -> tuple[Device, int]:
     """The device with the threads of one fit, and how many fits share it.
 
-    The fast preset's crops are too small to be worth splitting among threads: on a CPU one fit a core does twice as much,
+    Crops are too small to be worth splitting among threads: on a CPU one fit a core does twice as much,
     and does not stall where other programs take a core away. The whole-image fit does gain from all cores.
     """
     if device.name != "cpu":
         return device, config.slots or 1
-    if config.preset is Preset.FAST:
+    if config.preset is not Preset.PAPER:
         return replace(device, threads=1), config.slots or min(device.threads, MOST_SLOTS)
     slots = config.slots or 1
     return replace(device, threads=max(1, device.threads // slots)), slots
@@ -253,6 +273,10 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
         clip_noise=config.clip_noise,
         reference=None if config.reference is None else config.reference.resolve(),
         seed=config.seed,
+        scope="image",
+        scope_was_asked=config.scope is not Scope.AUTO,
+        models=() if config.model is None else scopes.given(config.model.resolve()),
+        given_model=config.model is not None,
         device=device,
         slots=slots,
         max_pixels=int(config.max_megapixels * 1e6),

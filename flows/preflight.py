@@ -13,7 +13,12 @@ from flows.errors import StartError
 def check(config: RunConfig, *, writes: bool = True) -> None:
     """Raise :class:`StartError` with one sentence where the run cannot start; ``writes`` also tries the output."""
     source, output = config.input, config.output
-    for name, path in (("INPUT", source), ("OUTPUT", output), ("--reference", config.reference)):
+    for name, path in (
+        ("INPUT", source),
+        ("OUTPUT", output),
+        ("--reference", config.reference),
+        ("--model", config.model),
+    ):
         try:
             str(path.resolve() if path else "").encode("utf-8")
         except UnicodeEncodeError:
@@ -27,6 +32,7 @@ def check(config: RunConfig, *, writes: bool = True) -> None:
     if source.is_dir() and not any(files for _, _, files in os.walk(source)):
         raise StartError(f"INPUT: {source} is empty")
     _check_reference(config)
+    _check_model(config)
     for written in (output, output / "images", output / "runs"):
         _check_apart(source.resolve(), written)
     if output.exists() and not output.is_dir():
@@ -48,6 +54,17 @@ def _check_reference(config: RunConfig) -> None:
     if config.input.is_dir() != reference.is_dir():
         wanted = "directory, as INPUT is" if config.input.is_dir() else "file, as INPUT is"
         raise StartError(f"--reference: {reference} is not a {wanted}")
+
+
+def _check_model(config: RunConfig) -> None:
+    """Whether there is a model to apply; it is read whole later, and only its presence is looked at here."""
+    model = config.model
+    if model is None:
+        return
+    if not model.exists():
+        raise StartError(f"--model: there is no {model}")
+    if model.is_dir() and not any(model.glob("*.safetensors")):
+        raise StartError(f"--model: there is no .safetensors file in {model}")
 
 
 def _check_apart(source: Path, written: Path) -> None:

@@ -66,6 +66,26 @@ class Summary:
     failures: list[dict[str, str]]  # source and error of the first hundred
 
 
+_news: list[Callable[[str], None]] = []
+
+
+def announce(message: str) -> None:
+    """Tell whoever watches, and the log, in one sentence."""
+    log.info(message)
+    for hear in _news:
+        hear(message)
+
+
+@contextmanager
+def hearing(hear: Callable[[str], None]) -> Iterator[None]:
+    """While inside, ``hear`` is called with what is announced."""
+    _news.append(hear)
+    try:
+        yield
+    finally:
+        _news.remove(hear)
+
+
 OnProgress = Callable[[Progress], None]
 
 _listeners: list[OnProgress] = []

@@ -13,7 +13,7 @@ from tasks.faults import SourceChanged
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.table import fill
-from tasks.work import Work, guarded, read_below
+from tasks.work import Work, as_stack, guarded, read_below
 
 
 class NoReference(DenoiseError):
@@ -34,11 +34,11 @@ def load(work: Work, settings: Settings, *, step: str = "load") -> None:  # noqa
         notes = list(image.notes)
         if settings.reference is not None:
             try:
-                work.clean = to_float(_reference(work, image, settings))
+                work.clean = as_stack(to_float(_reference(work, image, settings)), image.header)
             except NoReference as reason:
                 notes.append(f"not scored: {reason}")
         work.image = image
-        work.noisy = to_float(image.pixels)
+        work.noisy = as_stack(to_float(image.pixels), image.header)
         fill(work.row, note="; ".join(notes) or None)
 
 

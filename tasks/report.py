@@ -157,7 +157,13 @@ def _panel(row: Row, why: str, output: Path, config: dict[str, Any]) -> Panel | 
             clean = None
     if clean is not None and clean.shape != noisy.shape:
         clean = None
-    return make_panel(row["source"], noisy, denoised.pixels, clean=clean, value_max=top, why=why, caption=_caption(row))
+    after = denoised.pixels
+    caption = _caption(row)
+    if image.header.frames > 1:
+        middle = image.header.frames // 2
+        noisy, after, clean = noisy[middle], after[middle], None if clean is None else clean[middle]
+        caption = f"frame {middle + 1} of {image.header.frames}, {caption}"
+    return make_panel(row["source"], noisy, after, clean=clean, value_max=top, why=why, caption=caption)
 
 
 def _caption(row: Row) -> str:

@@ -27,6 +27,14 @@ class Settings:
     config_digest: str
     steps_are_seen: bool  # each step of each image is a task run of its own
     limit_name: str | None  # the global concurrency limit on a real Prefect server; None on the embedded one
+    scope: str = "image"  # or stack or directory: what one fit serves
+    scope_was_asked: bool = False  # by name, not auto
+    models: tuple[tuple[int, Path], ...] = ()  # networks of zs-fit to apply: channels and file
+    given_model: bool = False  # the models were given by the user, and images are not fitted to
+
+    def model(self, channels: int) -> Path | None:
+        """The network for images of so many channels."""
+        return dict(self.models).get(channels)
 
     @property
     def images(self) -> Path:

@@ -40,12 +40,25 @@ COLUMNS = (
     Column("error", "string", "One sentence on what was wrong, null when done"),
     Column("note", "string", "What the output could not carry over from the source, or what else is worth knowing"),
     Column("container", "string", "File format: png, jpeg or tiff"),
-    Column("axes", "string", "Order of the axes: Y rows, X columns, S colour samples"),
+    Column("axes", "string", "Order of the axes: T, Z, Q or I frames, Y rows, X columns, S colour samples"),
     Column("shape", "list<int64>", "Length of each axis"),
     Column("dtype", "string", "Data type of the samples in the file"),
     Column("method", "string", "Method that denoised the image"),
     Column("preset", "string", "Preset of the method"),
-    Column("scope", "string", "What one fit served: image"),
+    Column("scope", "string", "What one fit served: image, stack or directory"),
+    Column(
+        "kept",
+        "string",
+        "What zs-fit used, by its measure without a clean image: estimate (non-local, no network), fitted (network of this "
+        "image or stack), model (the directory's or the given one), refined (that one, fitted further to this image), "
+        "noisy (no noise was found)",
+    ),
+    Column("model_sha256", "string", "SHA-256 of the file of the model that was at hand; null without one"),
+    Column("frames_together", "int64", "Frames of a stack that were estimated together"),
+    Column(
+        "noise_gain", "float64", "Noise model, variance = gain x mean + offset, in the file's intensities; 0: Gaussian"
+    ),
+    Column("noise_offset", "float64", "Offset of the noise model, in the file's intensities squared"),
     Column(
         "noise", "string", "Noise that was added before denoising, as kind:level; none when the input was used as is"
     ),
@@ -69,8 +82,8 @@ COLUMNS = (
         "clipped_fraction", "float64", "Share of denoised samples outside the data type's range, clipped on writing"
     ),
     Column("slot_wait_seconds", "float64", "Time the fit waited for a slot of the device, s"),
-    Column("fit_started_at", "timestamp", "When the fit began, holding a slot"),
-    Column("fit_finished_at", "timestamp", "When the fit and its application ended"),
+    Column("fit_started_at", "timestamp", "When the fit, or without one the estimate, began, holding a slot"),
+    Column("fit_finished_at", "timestamp", "When the denoising ended and the slot was given back"),
     Column("fit_seconds", "float64", "Duration of the fit, s"),
     Column("denoise_seconds", "float64", "Duration of applying the fitted network, s"),
     Column("seconds", "float64", "Duration of all steps on this image, s, without waiting for a slot"),

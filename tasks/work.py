@@ -42,10 +42,10 @@ class Work:
     def __init__(self, source: Source, settings: Settings) -> None:
         self.source = source
         self.image: Image | None = None
-        self.clean: np.ndarray | None = None  # (H, W) or (H, W, C), as all of these
+        self.clean: np.ndarray | None = None  # (F, H, W, C), as all of these: an image is a stack of one frame
         self.noisy: np.ndarray | None = None
         self.denoised: np.ndarray | None = None
-        self.pixels: np.ndarray | None = None  # what is written: the file's data type, without alpha
+        self.pixels: np.ndarray | None = None  # what is written: shape and data type of the file, without alpha
         self.seconds = 0.0
         self.row: Row = {}
         fill(
@@ -57,7 +57,7 @@ class Work:
             dtype=source.header.dtype,
             method=settings.method,
             preset=None if settings.method == "none" else settings.preset,
-            scope="image",
+            scope=settings.scope,
             noise=settings.noise,
             seed=settings.seed,
             source_sha256=source.sha256,
@@ -81,6 +81,18 @@ class Work:
     def release(self) -> None:
         """Let go of the pixels."""
         self.image = self.clean = self.noisy = self.denoised = self.pixels = None
+
+
+def as_stack(pixels: np.ndarray, header: Header) -> np.ndarray:
+    """Pixels in the shape of the file as (F, H, W, C): frames, rows, columns, channels."""
+    samples = pixels.shape[-1] if header.axes.endswith("S") else 1
+    height, width = pixels.shape[-3:-1] if header.axes.endswith("S") else pixels.shape[-2:]
+    return pixels.reshape(header.frames, height, width, samples)
+
+
+def channels_of(header: Header) -> int:
+    """How many channels an image has, from its header."""
+    return header.shape[-1] if header.axes.endswith("S") else 1
 
 
 @contextmanager

@@ -13,11 +13,15 @@ JPEG      8-bit grey and colour, baseline and progressive                      q
 TIFF      one image, 8- or 16-bit unsigned, grey or RGB with or without alpha; the source file with other pixels: byte
 and       strips and tiles; both byte orders and planar configurations; none,  order, layout, compression and every tag
 BigTIFF   LZW, deflate, zstd, PackBits and JPEG compression                    stay
+stacks    TIFF and BigTIFF, plain, ImageJ or OME: one series of such images    the same, all frames
+          without alpha along one axis T or Z, or one that the file does not
+          name (Q, I); ImageJ's with all planes after one directory, too
 ========= ==================================================================== =========================================
 
-Refused with an `ImageError` that names what was found: everything else, among it stacks, channels and pyramids, float,
-signed and 32-bit samples, CMYK, palette TIFF, 1-bit masks, animations, and whatever is truncated or damaged. Pixels are
-never rotated: an orientation tag comes back as it is.
+Refused with an `ImageError` that names what was found: everything else, among it channels, stacks along several axes or
+with alpha, pyramids, several series, OME-TIFF spread over several files, float, signed and 32-bit samples, CMYK, palette
+TIFF, 1-bit masks, animations, and whatever is truncated or damaged. Pixels are never rotated: an orientation tag comes
+back as it is.
 
 All functions may be called from several threads at once, and none writes to the source.
 """
@@ -57,8 +61,8 @@ _HEAD_BYTES = 512
 def read_header(path: Path, *, max_pixels: int) -> Header:
     """What the headers of the file at `path` say of its pixels; none are decoded.
 
-    `max_pixels` is the largest H × W to accept. Raises ImageError for what cannot be processed as far as headers tell;
-    OSError, as for a file that is gone, passes through.
+    `max_pixels` is the largest F × H × W to accept. Raises ImageError for what cannot be processed as far as headers
+    tell; OSError, as for a file that is gone, passes through.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise ImageError(f"not a regular file; {SUPPORTED}")
@@ -71,8 +75,8 @@ def read_header(path: Path, *, max_pixels: int) -> Header:
 def decode(data: bytes, *, max_pixels: int) -> Image:
     """Decode the bytes of one image file.
 
-    `max_pixels` is the largest H × W to accept; more is refused before memory is asked for. Raises ImageError for
-    anything wrong with the bytes, and nothing else for that reason.
+    `max_pixels` is the largest F × H × W to accept, all frames of a stack together; more is refused before memory is
+    asked for. Raises ImageError for anything wrong with the bytes, and nothing else for that reason.
     """
     container = _container(data[:_HEAD_BYTES])
     image: Image = _guarded(container, data, max_pixels=max_pixels)

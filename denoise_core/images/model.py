@@ -21,7 +21,8 @@ class ImageError(DenoiseError):
 class Header:
     """What a file's headers say of its pixels.
 
-    `shape` is that of `Image.pixels`: (H, W) for axes "YX", (H, W, 3) for "YXS". An alpha channel is not counted.
+    `shape` is that of `Image.pixels`: (H, W) for axes "YX", (H, W, 3) for "YXS". A stack has an axis of F frames before
+    these: T (time), Z (depth), or Q or I where the file does not say, as in "TYX". An alpha channel is not counted.
     """
 
     container: str
@@ -31,17 +32,23 @@ class Header:
 
     @property
     def pixels(self) -> int:
-        """H × W."""
-        return self.shape[0] * self.shape[1]
+        """F × H × W."""
+        return self.frames * self.shape[self.axes.index("Y")] * self.shape[self.axes.index("X")]
+
+    @property
+    def frames(self) -> int:
+        """How many frames the stack has; 1 for a single image."""
+        return 1 if self.axes.startswith("Y") else self.shape[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One decoded image.
+    """One decoded image, or one stack of F > 1 frames.
 
-    `pixels` is (H, W) or (H, W, 3), native uint8 or uint16, in the file's own values; `alpha` is (H, W) of the same
-    dtype or None. `notes` are short phrases for what the encoded file will not carry. `carried` belongs to the
-    container's encoder: everything of the source that has to come back.
+    `pixels` is (H, W) or (H, W, 3), of a stack (F, H, W) or (F, H, W, 3), native uint8 or uint16, in the file's own
+    values; `alpha` is (H, W) of the same dtype or None, and None for stacks. `notes` are short phrases for what the
+    encoded file will not carry. `carried` belongs to the container's encoder: everything of the source that has to
+    come back.
     """
 
     container: str
@@ -58,14 +65,14 @@ class Image:
         return Header(self.container, self.axes, tuple(self.pixels.shape), self.dtype)
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
+def check_size(width: int, height: int, max_pixels: int, *, frames: int = 1) -> None:
     """Refuse an image that is empty or that would need more memory than the caller allows; raises ImageError."""
     if width < 1 or height < 1:
         raise ImageError(f"the header is damaged: it says {width} × {height} pixels")
-    if width * height > max_pixels:
-        raise ImageError(
-            f"the header says {width} × {height} = {width * height:,} pixels, and at most {max_pixels:,} are allowed"
-        )
+    pixels = frames * width * height
+    if pixels > max_pixels:
+        size = f"{width} × {height}" if frames == 1 else f"{frames} × {width} × {height}"
+        raise ImageError(f"the header says {size} = {pixels:,} pixels, and at most {max_pixels:,} are allowed")
 
 
 def with_alpha(image: Image, pixels: NDArray[Any]) -> NDArray[Any]:

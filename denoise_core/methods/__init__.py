@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from denoise_core.device import Device
 from denoise_core.errors import DenoiseError
+
+if TYPE_CHECKING:
+    from denoise_core.methods.zs_fit import Result
 
 Pixels = npt.NDArray[np.float32]
 
@@ -89,6 +92,45 @@ def _zs_n2n(
     return zs_n2n.denoise(noisy, preset=preset, seed=seed, device=device, value_range=value_range, on_step=on_step)
 
 
+def _nl_bayes(
+    noisy: Pixels,
+    *,
+    preset: str,  # noqa: ARG001 - every method has this signature
+    seed: int,  # noqa: ARG001
+    device: Device,
+    value_range: tuple[float, float],  # noqa: ARG001 - the noise, not the range, sets the scale
+    on_step: OnStep | None,
+) -> Denoised:
+    from denoise_core.methods import zs_fit
+
+    return _as_image(noisy, zs_fit.estimate_only(_as_stack(noisy), device=device, on_step=on_step or _ignore))
+
+
+def _zs_fit(
+    noisy: Pixels,
+    *,
+    preset: str,
+    seed: int,
+    device: Device,
+    value_range: tuple[float, float],  # noqa: ARG001
+    on_step: OnStep | None,
+) -> Denoised:
+    from denoise_core.methods import zs_fit
+
+    found = zs_fit.denoise(_as_stack(noisy), preset=preset, seed=seed, device=device, on_step=on_step or _ignore)
+    return _as_image(noisy, found)
+
+
+def _as_stack(noisy: Pixels) -> Pixels:
+    return noisy.reshape(1, *noisy.shape[:2], -1)
+
+
+def _as_image(noisy: Pixels, found: Result) -> Denoised:
+    return Denoised(
+        found.pixels.reshape(noisy.shape), found.steps, None, found.fit_seconds, found.denoise_seconds, found.restarts
+    )
+
+
 def _none(
     noisy: Pixels,
     *,
@@ -111,6 +153,22 @@ METHODS: dict[str, Method] = {
             _zs_n2n,
             "Zero-Shot Noise2Noise: a two-layer network fitted to the one noisy image",
             "Mansour and Heckel, CVPR 2023, arXiv:2303.11253",
+        ),
+        Method(
+            "nl-bayes",
+            ("fast",),
+            8,
+            _nl_bayes,
+            "Non-local Bayes under a blind noise estimate: groups of like patches, no network and no fit",
+            "Lebrun, Buades and Morel, SIAM Journal on Imaging Sciences 6(3), 2013",
+        ),
+        Method(
+            "zs-fit",
+            ("fast", "best"),
+            8,
+            _zs_fit,
+            "the non-local estimate of nl-bayes, corrected by a small network fitted to the noisy images alone",
+            "denoise_core.methods.zs_fit",
         ),
         Method("none", ("fast",), 1, _none, "the pixels as they came, for comparison", "no method"),
     )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from denoise_core.device import Device
 from denoise_core.methods import Denoised, FitDiverged, OnStep, Pixels, Step
+from denoise_core.methods.turns import turn, turn_back
 
 WIDTH = 48
 RADIUS = 2  # of the receptive field: two 3×3 convolutions
@@ -113,20 +114,6 @@ def random_crop(y: Tensor, generator: torch.Generator) -> Tensor:
     left = int(torch.randint(width - w + 1, (), generator=generator))
     k = int(torch.randint(8, (), generator=generator))
     return turn(y[..., top : top + h, left : left + w], k).contiguous(memory_format=torch.channels_last)
-
-
-def turn(x: Tensor, k: int) -> Tensor:
-    """One of the eight symmetries of the square, k in 0…7, each its own inverse but 5 and 6; 0…3 keep H and W."""
-    if k & 1:
-        x = x.flip(-1)
-    if k & 2:
-        x = x.flip(-2)
-    return x.transpose(-1, -2) if k & 4 else x
-
-
-def turn_back(x: Tensor, k: int) -> Tensor:
-    """The inverse of `turn`."""
-    return turn(x.transpose(-1, -2), k & 3) if k & 4 else turn(x, k)
 
 
 def _descend(

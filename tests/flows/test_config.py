@@ -17,7 +17,12 @@ def config(**options: object) -> RunConfig:
     ("options", "said"),
     [
         ({"method": "bm4d"}, "--method"),
-        ({"preset": "best"}, "--preset"),
+        ({"preset": "rough"}, "--preset"),
+        ({"preset": "best", "method": "zs-n2n"}, "has no preset best"),
+        ({"scope": "stack", "method": "zs-n2n"}, "--scope"),
+        ({"scope": "stack", "preset": "paper"}, "--scope"),
+        ({"model": "m.safetensors", "method": "none"}, "--model"),
+        ({"model": "m.safetensors", "scope": "image"}, "--model"),
         ({"noise": "gauss"}, "gauss:25"),
         ({"noise": "gauss:-3"}, "gauss"),
         ({"noise": "laplace:3"}, "gauss"),
@@ -30,10 +35,10 @@ def config(**options: object) -> RunConfig:
         ({"seed": 2**63}, "--seed"),
         ({"max_megapixels": 0}, "--max-megapixels"),
         ({"on_existing": "ask"}, "--on-existing"),
-        ({"scope": "directory"}, "scope is no option"),
+        ({"scope": "city"}, "--scope"),
         ({"noise": "gauss:25", "reference": "clean"}, "--reference"),
         ({"clip_noise": True}, "--clip-noise"),
-        ({"method": "none", "preset": "paper"}, "--preset paper"),
+        ({"method": "none", "preset": "paper"}, "no preset paper"),
     ],
 )
 def test_a_bad_value_is_one_sentence_that_names_the_option(options: dict[str, object], said: str) -> None:
@@ -66,7 +71,7 @@ def test_a_broken_toml_is_one_sentence(tmp_path: Path, content: bytes) -> None:
 
 def test_the_digest_follows_what_decides_the_result_and_nothing_else() -> None:
     base = config()
-    assert base.digest() == config(method="zs-n2n").digest(), "auto is what it stands for"
+    assert base.digest() == config(method="zs-fit").digest(), "auto is what it stands for"
     assert base.digest() == config(slots=3, chunk=9, device="cpu", on_existing="overwrite", output="elsewhere").digest()
     different = [
         config(seed=1),
@@ -74,9 +79,25 @@ def test_the_digest_follows_what_decides_the_result_and_nothing_else() -> None:
         config(noise="gauss:25"),
         config(method="none"),
         config(reference="r"),
+        config(method="nl-bayes"),
+        config(scope="image"),
+        config(preset="best"),
+        config(model="m.safetensors"),
     ]
     digests = {base.digest(), *(c.digest() for c in different)}
     assert len(digests) == len(different) + 1
+
+
+def test_the_digest_follows_what_a_model_holds(tmp_path: Path) -> None:
+    model = tmp_path / "m.safetensors"
+    model.write_bytes(b"one")
+    before = config(model=str(model)).digest()
+    copy = tmp_path / "folder"
+    copy.mkdir()
+    (copy / "other.safetensors").write_bytes(b"one")
+    assert config(model=str(copy)).digest() == before
+    model.write_bytes(b"two")
+    assert config(model=str(model)).digest() != before
 
 
 def test_every_option_is_described() -> None:

@@ -70,14 +70,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks.chunk.process_chunk, "retry_delay_seconds", [0.0, 0.0, 0.0])
 
 
-def test_the_main_job(tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("method", ["zs-fit", "zs-n2n"])
+def test_the_main_job(tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], method: str) -> None:
     """A tree in, the same tree out, less noise, and every promise of the table."""
     (tree / "broken.png").write_bytes((tree / "rgb.png").read_bytes()[:200])
     (tree / "notes.txt").write_text("not an image")
     before = {p: p.read_bytes() for p in tree.rglob("*") if p.is_file()}
     out = tmp_path / "out"
 
-    assert run(tree, out, "--noise", "gauss:25", "--chunk", 2) == 1, "one image is broken"
+    options = [] if method == "zs-fit" else ["--method", method]
+    assert run(tree, out, "--noise", "gauss:25", "--chunk", 2, *options) == 1, "one image is broken"
 
     said = capfd.readouterr()
     assert "4 done, 1 failed, 1 not images" in said.out
@@ -100,11 +102,12 @@ def test_the_main_job(tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[s
         assert row["psnr_denoised_db"] > row["psnr_noisy_db"] + 1.5, name
         assert row["ssim_denoised"] > row["ssim_noisy"], name
         assert row["error"] is None
-        assert row["method"] == "zs-n2n"
+        assert row["method"] == method
         assert row["scope"] == "image"
-        assert row["steps"] > 0
-        assert row["fit_seconds"] > 0
-        assert row["seconds"] >= row["fit_seconds"]
+        assert row["kept"] == ("estimate" if method == "zs-fit" else None), "too small for a network"
+        assert (row["steps"] or 0) == (0 if method == "zs-fit" else 600)
+        assert row["denoise_seconds"] > 0
+        assert row["seconds"] >= (row["fit_seconds"] or 0) + row["denoise_seconds"]
         assert abs(row["mean_denoised"] - row["mean_noisy"]) < 0.02 * row["data_range"]
     assert rows["rgb.png"]["sigma_estimate"] == pytest.approx(25, rel=0.3)
     assert rows["deep.tif"]["data_range"] == 65535
@@ -464,7 +467,7 @@ def test_a_bug_in_a_method_fails_its_image_and_leaves_a_traceback_in_the_log(
     real = methods.denoise
 
     def buggy(noisy: np.ndarray, **options: Any) -> methods.Denoised:
-        if noisy.ndim == 3:
+        if noisy.shape[2] == 3:
             raise TypeError("unexpected number of wings")
         return real(noisy, **options)
 

@@ -197,7 +197,7 @@ def test_on_a_real_server(images: Path, tmp_path: Path, real_server: str) -> Non
     assert "6 done" in said
     with httpx.Client(base_url=real_server) as client:
         (flow_run,) = client.post("/flow_runs/filter", json={}).json()
-        assert flow_run["name"] == "images: zs-n2n fast"
+        assert flow_run["name"] == "images: zs-fit fast"
         assert flow_run["state"]["type"] == "COMPLETED"
         assert flow_run["state"]["message"] == "6 done, 0 failed"
         (limit,) = client.post("/v2/concurrency_limits/filter", json={}).json()

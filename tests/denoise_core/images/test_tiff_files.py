@@ -207,15 +207,10 @@ GREY = picture(32, 32)
 PLAIN = tiff(GREY, rowsperstrip=8)
 REAL = sorted((DATA / "tiff_variety").glob("*.tif")) + sorted((DATA / "tirf").glob("*.tif"))
 REFUSED = {
-    "stardist_img3d.tif": "a stack with axes QYX and shape (31, 61, 57)",
     "viv_ome_multi-channel.ome.tif": "a multi-channel image with axes CYX and shape (3, 167, 439)",
     "xy_float__h2b_bg_corr.tif": "32-bit floating-point",
     "xyc_16bit__nuclei_golgi.tif": "a multi-channel image with axes CYX and shape (2, 220, 204)",
-    "xyt_8bit__em_fly_eye.tif": "a stack with axes TYX and shape (2, 322, 400)",
-    "xyz_8bit__nucleus.tif": "a stack with axes ZYX and shape (7, 207, 207)",
-    "xyz_calibrated_16bit__golgi_bfa.tif": "a stack with axes ZYX and shape (25, 137, 147)",
     "xyzc_16bit__spots.tif": "a stack with axes ZCYX and shape (17, 2, 88, 89)",
-    "acsn_TIRF_200Hz.tif": "a stack with axes ZYX and shape (20, 256, 256)",
 }
 
 
@@ -231,6 +226,8 @@ def test_real_files(path: Path, tmp_path: Path) -> None:
             assert "supported" in str(caught.value)
         return
     image = images.decode(data, max_pixels=LIMIT)
+    if image.header.frames > 1:
+        return  # test_tiff_stacks.py has those
     assert images.encode(image, image.pixels) == data
     check(data, tifffile.imread(path), tmp_path)
 
@@ -291,9 +288,7 @@ def big_header(side: int) -> bytes:
         (tiff(picture(9, 9).astype(np.int16)), "16-bit signed"),
         (tiff(picture(9, 9).astype(np.uint32)), "32-bit samples"),
         (tiff(picture(9, 9), bitspersample=8, compression="lzma"), "LZMA"),
-        (tiff(picture(20, 256, 256), photometric="minisblack"), "axes QYX and shape (20, 256, 256)"),
         (tiff(picture(9, 9, 3).transpose(2, 0, 1).copy(), imagej=True, metadata={"axes": "CYX"}), "axes CYX"),
-        (tiff(np.zeros((4, 9, 9), np.uint8), imagej=True, metadata={"axes": "TYX"}), "a stack with axes TYX"),
         (tiff(picture(9, 9, 2), photometric="minisblack", planarconfig="contig"), "2 grey samples"),
         (pyramid(), "pyramid"),
         (two_sizes(), "2 images in one file"),

@@ -1,0 +1,151 @@
+"""Fitting a network to pairs made of noisy images alone: of one image, of a stack, or of the images of a directory."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoise_core.device import Device
+from denoise_core.methods import FitDiverged, OnStep, Step
+from denoise_core.methods.zs_fit.network import Layout, corrected, initial_weights, pack_gradients, unpack
+from denoise_core.methods.zs_fit.optimiser import Optimiser
+from denoise_core.methods.zs_fit.pairs import TARGET_VARIANCE, Crops, Pair
+
+GRAIN = 2
+"""Crops whose gradient is computed at once. A step's grains are shared among threads and their gradients added in one
+order, so that the thread count changes no bit."""
+READ = 50  # steps between looks at the loss
+COLLAPSED = 1.0  # the loss, above the target's noise, of a result no better than the noisy image: the noise's variance
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large, how long and how fast: `crops` of `side`² a step, the highest rates of Adam and of Muon."""
+
+    width: int
+    layers: int
+    steps: int
+    crops: int
+    rate: float
+    kernel_rate: float
+    side: int = 64
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Weights, flat, float32 and on the CPU, and what they took; `restarts` counts starts that were thrown away."""
+
+    layout: Layout
+    weights: Tensor
+    steps: int
+    loss: float
+    restarts: int
+
+
+def fit(
+    pairs: Sequence[Pair],
+    plan: Plan,
+    *,
+    seed: int,
+    device: Device,
+    on_step: OnStep,
+    start: Fitted | None = None,
+) -> Fitted:
+    """Fit a network to `pairs`; from the weights of `start`, or from random ones.
+
+    A fit whose loss is not finite, or that ends no better than the noisy images, is started again from other weights, at
+    half the rates.
+
+    Raises
+    ------
+    FitDiverged
+        When two starts failed.
+    """
+    layout = Layout(pairs[0].source.shape[0], plan.width, plan.layers) if start is None else start.layout
+    loss = math.nan
+    for attempt in range(2):
+        generator = torch.Generator().manual_seed(derived_seed("weights", seed, attempt))
+        weights = initial_weights(layout, generator) if start is None else start.weights.clone()
+        weights = weights.to(device.name)
+        draws = derived_seed("crops", seed, attempt)
+        loss = _descend(pairs, layout, weights, plan, rate=0.5**attempt, seed=draws, device=device, on_step=on_step)
+        if math.isfinite(loss) and loss < COLLAPSED + TARGET_VARIANCE:
+            return Fitted(layout, weights.cpu(), plan.steps, loss, attempt)
+    raise FitDiverged(
+        f"The fit's loss became {loss:.3g} from two starts: its result would be worse than the noisy image."
+    )
+
+
+def _descend(
+    pairs: Sequence[Pair],
+    layout: Layout,
+    weights: Tensor,
+    plan: Plan,
+    *,
+    rate: float,
+    seed: int,
+    device: Device,
+    on_step: OnStep,
+) -> float:
+    """Run the fit on `weights`, in place; the mean loss of the last steps, not finite where it diverged."""
+    optimiser = Optimiser(layout, weights, rate=plan.rate * rate, kernel_rate=plan.kernel_rate * rate, steps=plan.steps)
+    dtype = torch.bfloat16 if device.precision == "bfloat16" else torch.float32
+    on_cpu = device.name == "cpu"
+    grain = min(GRAIN, plan.crops) if on_cpu else plan.crops
+    grains = plan.crops // grain
+    crops = Crops(pairs, plan.side)
+
+    def gradient(parameters: list[Tensor], serial: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(derived_seed("grain", seed, serial))
+        source, estimate, target, valid = crops.draw(grain, generator)
+        leaves = [parameter.detach().requires_grad_() for parameter in parameters]
+        loss = ((corrected(leaves, source, estimate) - target).square() * valid).mean()
+        return pack_gradients(torch.autograd.grad(loss, leaves)), loss.detach() / valid.mean().clamp_min(1e-6)
+
+    recent: list[Tensor] = []
+    with in_threads(min(device.threads, grains) if on_cpu else 1) as run:
+        for step in range(plan.steps):
+            parameters = unpack(layout, weights, dtype)
+            serials = range(step * grains, (step + 1) * grains)
+            results = list(run(gradient, [parameters] * grains, serials))
+            total = results[0][0]
+            for more, _ in results[1:]:
+                total = total + more
+            optimiser.step(total / grains)
+            recent += [loss for _, loss in results]
+            if (step + 1) % READ == 0 or step + 1 == plan.steps:
+                loss = float(torch.stack(recent).mean())
+                if not math.isfinite(loss):
+                    return loss
+                recent.clear()
+                on_step(Step(step + 1, plan.steps, loss))
+            elif (step + 1) % 5 == 0:
+                on_step(Step(step + 1, plan.steps, None))
+    return loss if bool(torch.isfinite(weights).all()) else math.nan
+
+
+@contextmanager
+def in_threads(count: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A `map` over several threads, results in order; torch itself is to use one thread in each."""
+    if count < 2:
+        yield map
+        return
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            yield pool.map
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def derived_seed(purpose: str, seed: int, number: int) -> int:
+    """A seed for each purpose and number, unlike those of neighbouring seeds."""
+    return int.from_bytes(hashlib.sha256(f"zs-fit {purpose} {seed} {number}".encode()).digest()[:8], "big")

@@ -1,0 +1,105 @@
+"""The network of zs-fit: 3×3 convolutions that correct a non-local estimate of a stabilised image.
+
+Its weights are one flat float32 vector, so that an optimiser's step is a few operations, not a few for each layer; the
+convolutions see views of a copy in the device's precision.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from denoise_core.methods.turns import turn, turn_back
+
+KERNEL = 3
+LAST_GAIN = 0.02  # the last layer starts near 0: the first result is the non-local estimate itself
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A network's shape: the image's `channels`, `layers` convolutions, and `width` maps between them."""
+
+    channels: int
+    width: int
+    layers: int
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a shape that no network has."""
+        if min(self.channels, self.width) < 1 or self.layers < 2:
+            raise ValueError(f"No network has {self.channels} channels, {self.width} maps and {self.layers} layers.")
+
+    @property
+    def radius(self) -> int:
+        """Of the receptive field, in pixels."""
+        return self.layers * (KERNEL // 2)
+
+    @property
+    def maps(self) -> list[int]:
+        """Channels before, between and after the convolutions."""
+        return [2 * self.channels, *[self.width] * (self.layers - 1), self.channels]
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int, int]]:
+        """Of the kernels, as (out, height, width, in): what channels_last is in memory."""
+        return [(after, KERNEL, KERNEL, before) for before, after in zip(self.maps, self.maps[1:], strict=False)]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of the parts of the flat vector: the kernels, then the biases."""
+        return [math.prod(shape) for shape in self.shapes] + self.maps[1:]
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations for one pixel, multiplications and additions."""
+        return 2 * sum(math.prod(shape) for shape in self.shapes)
+
+
+def initial_weights(layout: Layout, generator: torch.Generator) -> Tensor:
+    """The flat vector to start from: normal kernels scaled for ReLU (He et al., 2015), biases 0."""
+    parts = []
+    for number, shape in enumerate(layout.shapes, start=1):
+        gain = LAST_GAIN if number == layout.layers else 1.0
+        parts.append(torch.randn(math.prod(shape), generator=generator) * (gain * math.sqrt(2 / math.prod(shape[1:]))))
+    return torch.cat([*parts, torch.zeros(sum(layout.maps[1:]))])
+
+
+def unpack(layout: Layout, weights: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """The kernels (out, in, 3, 3), then the biases, in `dtype`."""
+    copy = weights.to(dtype)
+    ends = accumulate(layout.sizes)
+    parts = [copy[end - size : end] for size, end in zip(layout.sizes, ends, strict=True)]
+    kernels = [part.view(shape).permute(0, 3, 1, 2) for part, shape in zip(parts, layout.shapes, strict=False)]
+    return [*kernels, *parts[layout.layers :]]
+
+
+def pack_gradients(gradients: tuple[Tensor, ...]) -> Tensor:
+    """Gradients of `unpack`'s tensors as one flat float32 vector."""
+    return torch.cat([(g.permute(0, 2, 3, 1) if g.ndim == 4 else g).reshape(-1) for g in gradients]).float()
+
+
+def corrected(parameters: list[Tensor], z: Tensor, estimate: Tensor) -> Tensor:
+    """A better estimate: z and its non-local estimate, (B, C, H, W) float32 each, to (B, C, H, W) float32.
+
+    The network sees the estimate and what it took away, and returns what to take from the estimate.
+    """
+    layers = len(parameters) // 2
+    seen = torch.cat((z - estimate, estimate), dim=1)
+    x = seen.to(parameters[0].dtype, memory_format=torch.channels_last)
+    for number, (kernel, bias) in enumerate(zip(parameters[:layers], parameters[layers:], strict=True), start=1):
+        x = F.conv2d(x, kernel, bias, padding=KERNEL // 2)
+        if number < layers:
+            x = F.relu(x, inplace=True)
+    return estimate - x.float()
+
+
+def self_ensemble(parameters: list[Tensor], z: Tensor, estimate: Tensor) -> Tensor:
+    """The mean of `corrected` over the eight turned and mirrored copies of the image."""
+    total = torch.zeros_like(estimate)
+    for k in range(8):
+        total += turn_back(corrected(parameters, turn(z, k), turn(estimate, k)), k)
+    return total / 8

@@ -1,0 +1,171 @@
+"""The noise of an image, estimated from the image alone, and the transform under which it has variance 1 everywhere.
+
+`estimate` fits var = gain · mean + offset to the variances found at several intensities: gain 0 is Gaussian noise of one
+level, a gain above 0 Poisson noise with or without a Gaussian part. `Stabiliser` is the affine map or the generalised
+Anscombe transform that goes with it.
+
+Foi, Trimeche, Katkovnik and Egiazarian, "Practical Poissonian-Gaussian noise modeling and fitting", IEEE TIP 2008 (the
+model); Chen, Zhu and Heng, ICCV 2015 (the level of one group of patches); Mäkitalo and Foi, "Optimal inversion of the
+generalized Anscombe transformation for Poisson-Gaussian noise", IEEE TIP 2013 (the inverse).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from denoise_core.diagnostics import noise_variance, sigma_estimate
+
+Pixels = npt.NDArray[np.float32]
+
+PATCH = 8
+PATCHES_A_GROUP = 600  # fewer, and the smallest eigenvalues of their covariance come out too low
+MOST_GROUPS = 12
+MOST_PATCHES = 60_000
+CLIPPED_SHARE = 5e-4  # of the pixels at the least (or greatest) value: above it, that value is where noise was cut off
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """var = gain · mean + offset, in the units of the image; `clipped` is the share of pixels at a cut-off end.
+
+    `low` and `high` are the values at which noise was cut off, infinite where it was not.
+    """
+
+    gain: float
+    offset: float
+    low: float
+    high: float
+    clipped: float
+
+    @property
+    def kind(self) -> str:
+        """Either "gaussian" or "poisson-gaussian"."""
+        return "poisson-gaussian" if self.gain > 0 else "gaussian"
+
+    def sigma(self, mean: float) -> float:
+        """The standard deviation of the noise where the clean image is `mean`."""
+        return math.sqrt(max(self.gain * mean + self.offset, 0.0))
+
+
+def estimate(noisy: Pixels) -> NoiseLevel | None:
+    """The noise of an image (H, W) or (H, W, C), all channels alike; None where it is too small to tell.
+
+    White noise is assumed: pixels and channels independent.
+    """
+    sigma = sigma_estimate(noisy)
+    if sigma is None:
+        return None
+    low, high, clipped = _cut_off(noisy)
+    means, variances = _by_intensity(noisy, low, high)
+    gain, offset = _line(means, variances, sigma)
+    return NoiseLevel(gain, offset, low, high, clipped)
+
+
+def _cut_off(noisy: Pixels) -> tuple[float, float, float]:
+    least, greatest = float(noisy.min()), float(noisy.max())
+    at_least, at_greatest = float((noisy == least).mean()), float((noisy == greatest).mean())
+    low = least if at_least > CLIPPED_SHARE else -math.inf
+    high = greatest if at_greatest > CLIPPED_SHARE else math.inf
+    clipped = at_least * (low > -math.inf) + at_greatest * (high < math.inf)
+    return low, high, clipped
+
+
+def _by_intensity(noisy: Pixels, low: float, high: float) -> tuple[list[float], list[float]]:
+    """Mean and noise variance of groups of patches of like intensity."""
+    image = noisy.reshape(*noisy.shape[:2], -1)
+    found = []
+    for channel in range(image.shape[2]):
+        windows = np.lib.stride_tricks.sliding_window_view(image[..., channel], (PATCH, PATCH))
+        tops, lefts = windows.shape[:2]
+        every = max(2, math.ceil(math.sqrt(tops * lefts * image.shape[2] / MOST_PATCHES)))
+        every += every % 2 == 0 and every > 2
+        patches = windows[::every, ::every].reshape(-1, PATCH * PATCH)
+        whole = (patches.min(axis=1) > low) & (patches.max(axis=1) < high)
+        found.append(patches[whole])
+    chosen: npt.NDArray[np.float64] = np.concatenate(found).astype(np.float64)
+    groups = min(MOST_GROUPS, len(chosen) // PATCHES_A_GROUP)
+    if groups < 3:
+        return [], []
+    order: npt.NDArray[np.intp] = np.argsort(chosen.mean(axis=1), kind="stable")
+    means, variances = [], []
+    for members in np.array_split(order, groups):
+        group: npt.NDArray[np.float64] = chosen[members]
+        variance = noise_variance(group)
+        if variance is not None:
+            means.append(float(group.mean()))
+            variances.append(variance)
+    return means, variances
+
+
+def _line(means: list[float], variances: list[float], sigma: float) -> tuple[float, float]:
+    """Gain and offset; (0, σ²) where a line says no more than one level does."""
+    level = sigma**2
+    if len(means) < 3 or max(means) - min(means) <= 0:
+        return 0.0, level
+    x, v = np.array(means), np.array(variances)
+    weights = 1 / np.maximum(v, np.median(v) * 0.05 + 1e-20)
+    for _ in range(5):  # textured groups come out too high: they lose their weight
+        gain, offset = (float(value) for value in np.polyfit(x, v, 1, w=weights))
+        fitted = np.maximum(gain * x + offset, 0.05 * np.median(v) + 1e-20)
+        ratio = v / fitted
+        weights = np.where(ratio > 1, 1 / (1 + 20 * (ratio - 1) ** 2), 1.0) / fitted
+    least, greatest = gain * x.min() + offset, gain * x.max() + offset
+    if gain <= 0 or greatest < 1.5 * max(least, 0.0):
+        return 0.0, level
+    constant = float(np.median(v))
+    scatter = float(np.median(np.abs(np.log(np.maximum(v, 1e-20) / fitted))))
+    if scatter > 0.6 * float(np.median(np.abs(np.log(np.maximum(v, 1e-20) / constant)))):
+        return 0.0, level
+    return gain, offset
+
+
+@dataclass(frozen=True)
+class Stabiliser:
+    """A map of intensities under which the noise has standard deviation 1, and back. `centre` becomes 0.
+
+    With a gain: z = 2 √(p + 3/8 + s²), p = (y − black) / gain the number of photons and s the Gaussian part in photons.
+    Without: z = y / sigma.
+    """
+
+    gain: float
+    black: float
+    spread: float  # s² with a gain; sigma without
+    centre: float
+
+    @classmethod
+    def of(cls, noise: NoiseLevel, noisy: Pixels) -> Stabiliser:
+        """For the image that the noise was estimated from."""
+        if noise.gain > 0:
+            black = max(0.0, -noise.offset / noise.gain)  # var is 0 at black: a camera's offset
+            spread = max(0.0, noise.offset) / noise.gain**2
+            plain = cls(noise.gain, black, spread, 0.0)
+        else:
+            plain = cls(0.0, 0.0, math.sqrt(noise.offset), 0.0)
+        every = max(1, noisy.size // 1_000_000)
+        return cls(plain.gain, plain.black, plain.spread, float(plain.forward(noisy.reshape(-1)[::every]).mean()))
+
+    def forward(self, y: Pixels) -> Pixels:
+        """To unit noise; any shape."""
+        if self.gain == 0:
+            scaled: Pixels = (y / np.float32(self.spread) - np.float32(self.centre)).astype(np.float32)
+            return scaled
+        photons = (y - np.float32(self.black)) / np.float32(self.gain)
+        roots = 2 * np.sqrt(np.maximum(photons + np.float32(0.375 + self.spread), 0))
+        stabilised: Pixels = (roots - np.float32(self.centre)).astype(np.float32)
+        return stabilised
+
+    def back(self, z: Pixels) -> Pixels:
+        """The image whose noisy versions have the mean z: the unbiased inverse, not the algebraic one."""
+        if self.gain == 0:
+            plain: Pixels = ((z + np.float32(self.centre)) * np.float32(self.spread)).astype(np.float32)
+            return plain
+        least = 2 * math.sqrt(0.375 + self.spread)
+        d = np.maximum(z + np.float32(self.centre), np.float32(least))
+        root = math.sqrt(1.5)
+        photons = d**2 / 4 + root / 4 / d - 11 / 8 / d**2 + 5 * root / 8 / d**3 - 0.125 - self.spread
+        found: Pixels = (np.maximum(photons, 0) * np.float32(self.gain) + np.float32(self.black)).astype(np.float32)
+        return found

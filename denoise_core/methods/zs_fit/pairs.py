@@ -1,0 +1,95 @@
+"""What a network is fitted to, and held against, where no clean image is known.
+
+Noise n of the image's own distribution, drawn anew, splits the noisy image z in two: z + αn and z − n/α. Their noises are
+independent, so the second judges what is made of the first as a clean image would, but for a constant: Pang, Zheng, Quan
+and Ji, "Recorrupted-to-Recorrupted", CVPR 2021. All images here are stabilised: white noise of variance 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from denoise_core.methods.turns import turn
+
+ALPHA = 0.5
+TARGET_VARIANCE = 1 + 1 / ALPHA**2  # of the noise in z − n/α
+LEVEL = math.sqrt(1 + ALPHA**2)  # standard deviation of the noise in z + αn
+JUDGED = 4  # every fourth part of a window is kept from the fit, to judge by
+
+Estimate = Callable[[Tensor], Tensor]
+"""(F, C, H, W) with noise of variance 1 to the non-local estimate of the same shape."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One window of a recorrupted image: (C, H, W) float32 each, `valid` (1, H, W).
+
+    `source` is z + αn, `estimate` its non-local estimate, `target` z − n/α. `valid` is 0 where noise was cut off at an end
+    of the value range, and is not what `target` needs; else 1. The last `judged` rows are not fitted to.
+    """
+
+    source: Tensor
+    estimate: Tensor
+    target: Tensor
+    valid: Tensor
+
+    @property
+    def judged(self) -> int:
+        """How many rows at the lower end are kept from the fit."""
+        return self.source.shape[1] // JUDGED
+
+    @property
+    def fitted(self) -> int:
+        """How many rows are fitted to."""
+        return self.source.shape[1] - self.judged
+
+
+def recorrupt(z: Tensor, valid: Tensor, noise: Tensor, estimate: Estimate, frames: Sequence[int]) -> list[Pair]:
+    """Pairs of `frames` of z (F, C, H, W), whose `valid` is (F, 1, H, W), by `noise`, standard normal, of z's shape.
+
+    `estimate` sees all frames recorrupted.
+    """
+    source = z + ALPHA * noise
+    found = estimate(source / LEVEL) * LEVEL
+    target = z - noise / ALPHA
+    return [Pair(source[f], found[f], target[f], valid[f]) for f in frames]
+
+
+def held_out_errors(pair: Pair, result: Tensor) -> Tensor:
+    """Squared errors, flat, of `result` (C, H, W), what was made of the pair's source, on the rows kept from the fit.
+
+    Their mean is the mean squared error to the clean image plus the variance of the target's noise, which is the same
+    for all results: it ranks them. Pixels that are not valid count 0.
+    """
+    rows = slice(pair.fitted, None)
+    return ((result - pair.target)[:, rows].square() * pair.valid[:, rows]).reshape(-1)
+
+
+class Crops:
+    """Random crops of the fitted rows of pairs, turned and mirrored."""
+
+    def __init__(self, pairs: Sequence[Pair], side: int) -> None:
+        least = min(min(pair.fitted, pair.source.shape[2]) for pair in pairs)
+        self.side = min(side, least)
+        self._stacks = [torch.cat((pair.source, pair.estimate, pair.target, pair.valid)) for pair in pairs]
+        self._rows = [pair.fitted for pair in pairs]
+        self._channels = pairs[0].source.shape[0]
+        places = [(pair.fitted - self.side + 1) * (pair.source.shape[2] - self.side + 1) for pair in pairs]
+        self._places = torch.tensor(places, dtype=torch.float64)
+
+    def draw(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`number` crops of source, estimate, target, (B, C, side, side) each, and of valid (B, 1, side, side)."""
+        crops = []
+        for index in torch.multinomial(self._places, number, replacement=True, generator=generator).tolist():
+            stack = self._stacks[index]
+            draws = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+            top = int(draws[0] * (self._rows[index] - self.side + 1))
+            left = int(draws[1] * (stack.shape[2] - self.side + 1))
+            crops.append(turn(stack[:, top : top + self.side, left : left + self.side], int(draws[2] * 8)))
+        source, estimate, target, valid = torch.split(torch.stack(crops), [self._channels] * 3 + [1], dim=1)
+        return source, estimate, target, valid

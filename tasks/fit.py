@@ -1,0 +1,109 @@
+"""Step: one network for all images of a kind, fitted before the chunks begin and kept in OUTPUT/models."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect import task
+
+from tasks import activity
+from tasks.add_noise import add_noise
+from tasks.faults import stop_if_interrupted
+from tasks.load import load
+from tasks.settings import Settings
+from tasks.slots import hold_slot
+from tasks.steps import CHUNK
+from tasks.work import Source, Work, channels_of
+
+if TYPE_CHECKING:
+    from denoise_core.methods import Pixels, Step
+
+log = logging.getLogger("tasks")
+
+LEAST_IMAGES = 4
+"""As many images of one kind make a directory worth a network of its own."""
+MOST_IMAGES = {"fast": 24, "best": 96}
+"""A larger directory is sampled."""
+
+
+def by_kind(sources: Sequence[Source]) -> dict[int, list[Source]]:
+    """The sources by what one network can serve: their number of channels. Their noise levels may differ."""
+    kinds: dict[int, list[Source]] = {}
+    for source in sources:
+        kinds.setdefault(channels_of(source.header), []).append(source)
+    return dict(sorted(kinds.items()))
+
+
+def sample_of(sources: Sequence[Source], most: int, seed: int) -> list[Source]:
+    """At most ``most`` of the sources, drawn by the seed and each one's content: the order of the files decides nothing."""
+
+    def draw(source: Source) -> str:
+        return hashlib.sha256(f"{seed}\0{source.sha256}\0{source.name}".encode("utf-8", "surrogateescape")).hexdigest()
+
+    return sorted(sources, key=draw)[:most]
+
+
+def model_path(settings: Settings, channels: int) -> Path:
+    """Where the network for images of so many channels is kept; another configuration has another file."""
+    return settings.output / "models" / f"{channels}-channel-{settings.config_digest[:12]}.safetensors"
+
+
+@task(name="fit", **{**CHUNK, "task_run_name": "fit {images} images of {channels} channel(s)"})
+def fit_directory(sources: Sequence[Source], settings: Settings, *, channels: int, images: int) -> Path | None:
+    """Fit one network to the images and write it; ``None`` where none of them can be fitted to.
+
+    Raises:
+        FitDiverged: the fit ended worse than the noisy images, twice.
+    """
+    from denoise_core.methods import zs_fit
+    from denoise_core.methods.zs_fit.model import write_model
+
+    chosen = sample_of(sources, MOST_IMAGES[settings.preset], settings.seed)
+    log.info("fitting one network to %d of %d images of %d channel(s)", len(chosen), images, channels)
+    name = f"the network for {images} images"
+    with hold_slot(settings), activity.on(name):
+        # All threads of the run's slots: no image is being fitted meanwhile.
+        device = settings.device
+        if device.name == "cpu":
+            device = replace(device, threads=device.threads * settings.slots)
+        fitted = zs_fit.fit_directory(
+            [functools.partial(_noisy, source, settings) for source in chosen],
+            preset=settings.preset,
+            seed=settings.seed,
+            device=device,
+            on_step=functools.partial(_tell, name),
+        )
+    if fitted is None:
+        return None
+    path = model_path(settings, channels)
+    about = {
+        "preset": settings.preset,
+        "seed": settings.seed,
+        "noise": settings.noise,
+        "config_digest": settings.config_digest,
+        "run_id": settings.run_id,
+        "fitted_to": {source.name.encode("utf-8", "backslashreplace").decode(): source.sha256 for source in chosen},
+    }
+    write_model(path, fitted, about)
+    return path
+
+
+def _noisy(source: Source, settings: Settings) -> Pixels | None:
+    """The noisy pixels (F, H, W, C) as the chunk will see them; ``None`` for an image that cannot be read."""
+    stop_if_interrupted()
+    work = Work(source, settings)
+    load.fn(work, settings)
+    if not work.failed and settings.noise != "none":
+        add_noise.fn(work, settings)
+    return None if work.failed else work.noisy
+
+
+def _tell(name: str, step: Step) -> None:
+    stop_if_interrupted()
+    activity.report(name, step.step / step.steps)

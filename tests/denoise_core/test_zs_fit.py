@@ -1,0 +1,493 @@
+"""zs-fit: its noise model, its network and fit, what it keeps, and the files of its models."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from denoise_core import noise
+from denoise_core.device import Device
+from denoise_core.methods import FitDiverged, Pixels, Step, zs_fit
+from denoise_core.methods.zs_fit import application, noise_level, optimiser
+from denoise_core.methods.zs_fit.fitting import Fitted, Plan, fit
+from denoise_core.methods.zs_fit.model import ModelError, read_model, write_model
+from denoise_core.methods.zs_fit.network import (
+    Layout,
+    corrected,
+    initial_weights,
+    pack_gradients,
+    self_ensemble,
+    unpack,
+)
+from denoise_core.methods.zs_fit.noise_level import NoiseLevel, Stabiliser
+from denoise_core.methods.zs_fit.pairs import ALPHA, JUDGED, TARGET_VARIANCE, Pair, held_out_errors, recorrupt
+from denoise_core.methods.zs_fit.prepared import prepare
+
+CPU = Device("cpu", "bfloat16", 1, "for the tests")
+SHORT = Plan(width=8, layers=3, steps=40, crops=4, rate=1e-3, kernel_rate=5e-3, side=32)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def clean(photo: np.ndarray) -> Pixels:
+    """(1, 128, 128, 3), [0, 1]."""
+    return (photo[None, 60:188, 160:288] / np.float32(255)).astype(np.float32)
+
+
+def noisy_of(clean: Pixels, kind: str, seed: int = 0, *, clip: bool = False) -> Pixels:
+    return noise.add(clean, noise.parse(kind), np.random.default_rng(seed), clip=clip)
+
+
+def psnr(x: Pixels, y: Pixels) -> float:
+    return -10 * math.log10(float(np.square(np.clip(x, 0, 1) - y, dtype=np.float64).mean()))
+
+
+def quiet(_: Step) -> None:
+    pass
+
+
+# --- the noise model ---
+
+
+@pytest.mark.parametrize("sigma", [5, 25, 60])
+def test_white_noise_is_found_to_be_gaussian(photo: np.ndarray, sigma: float) -> None:
+    x = (photo[:256, 128:384] / 255).astype(np.float32)
+    found = noise_level.estimate(noisy_of(x, f"gauss:{sigma}"))
+    assert found is not None
+    assert found.kind == "gaussian"
+    assert found.sigma(0.5) * 255 == pytest.approx(sigma, rel=0.08)
+    assert found.clipped == 0
+
+
+@pytest.mark.parametrize("peak", [15, 50])
+def test_photon_noise_is_found_with_its_gain(photo: np.ndarray, peak: float) -> None:
+    x = (photo[:, :, 1] / np.float32(320) + np.float32(0.2)).astype(np.float32)
+    found = noise_level.estimate(noisy_of(x, f"poisson:{peak}"))
+    assert found is not None
+    assert found.kind == "poisson-gaussian"
+    for mean in (0.3, 0.6, 0.9):
+        assert found.sigma(mean) == pytest.approx(math.sqrt(mean / peak), rel=0.12)
+
+
+def test_cut_off_noise_is_noticed_and_its_level_not_misjudged(photo: np.ndarray) -> None:
+    x = (photo / 255).astype(np.float32)
+    found = noise_level.estimate(noisy_of(x, "gauss:25", clip=True))
+    assert found is not None
+    assert (found.low, found.high) == (0, 1)
+    assert 0.02 < found.clipped < 0.4
+    assert found.sigma(0.5) * 255 == pytest.approx(25, rel=0.15)
+
+
+def test_an_image_of_too_few_patches_has_no_estimate() -> None:
+    assert noise_level.estimate(np.zeros((7, 7, 1), np.float32)) is None
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.02])
+def test_stabilised_noise_has_variance_one_and_the_way_back_no_bias(gain: float) -> None:
+    """Drawn from the model itself, at intensities from a few photons on."""
+    rng = np.random.default_rng(0)
+    level = NoiseLevel(gain, 0.0004, -math.inf, math.inf, 0.0)
+    for mean in (0.1, 0.4, 1.0):
+        photons = rng.poisson(mean / gain, 400_000) * gain if gain else np.full(400_000, mean)
+        y = (photons + rng.normal(0, 0.02, 400_000)).astype(np.float32)
+        stabiliser = Stabiliser.of(level, y)
+        z = stabiliser.forward(y)
+        assert float(z.std()) == pytest.approx(1, abs=0.05)
+        back = stabiliser.back(np.array([z.mean(dtype=np.float64)], np.float32))
+        assert float(back[0]) == pytest.approx(mean, rel=0.01)
+
+
+# --- the network ---
+
+
+def test_the_network_is_the_convolutions_that_it_says() -> None:
+    layout = Layout(channels=3, width=8, layers=4)
+    weights = initial_weights(layout, torch.Generator().manual_seed(0)) + 0.01
+    parameters = unpack(layout, weights, torch.float32)
+    convolutions: list[nn.Module] = []
+    for number in range(4):
+        kernel, bias = parameters[number], parameters[4 + number]
+        conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, padding=1)
+        conv.weight.data, conv.bias.data = kernel.contiguous(), bias  # type: ignore[union-attr]
+        convolutions += [conv, nn.ReLU()]
+    plain = nn.Sequential(*convolutions[:-1])
+    z, estimate = torch.randn(2, 3, 20, 17), torch.randn(2, 3, 20, 17)
+    expected = estimate - plain(torch.cat((z - estimate, estimate), 1))
+    assert torch.allclose(corrected(parameters, z, estimate), expected, atol=1e-5)
+    assert sum(p.numel() for p in plain.parameters()) == weights.numel()
+    assert layout.operations == sum(2 * c.weight.numel() for c in convolutions if isinstance(c, nn.Conv2d))
+
+
+def test_gradients_come_back_in_the_order_of_the_weights() -> None:
+    layout = Layout(channels=1, width=4, layers=3)
+    weights = initial_weights(layout, torch.Generator().manual_seed(1)).requires_grad_()
+    z, estimate = torch.randn(1, 1, 9, 9), torch.randn(1, 1, 9, 9)
+    (expected,) = torch.autograd.grad(
+        corrected(unpack(layout, weights, torch.float32), z, estimate).square().sum(), weights
+    )
+    leaves = [p.detach().requires_grad_() for p in unpack(layout, weights, torch.float32)]
+    found = torch.autograd.grad(corrected(leaves, z, estimate).square().sum(), leaves)
+    assert torch.allclose(pack_gradients(found), expected, atol=1e-5)
+
+
+def test_the_receptive_field_is_what_the_layout_says() -> None:
+    layout = Layout(channels=1, width=4, layers=3)
+    parameters = unpack(layout, initial_weights(layout, torch.Generator().manual_seed(1)), torch.float32)
+    z = torch.randn(1, 1, 31, 31)
+    changed = z.clone()
+    changed[0, 0, 15, 15] += 1
+    zero = torch.zeros_like(z)
+    touched = (corrected(parameters, z, zero) != corrected(parameters, changed, zero))[0, 0].nonzero()
+    assert touched.min() >= 15 - layout.radius
+    assert touched.max() <= 15 + layout.radius
+
+
+def test_the_self_ensemble_turns_with_the_image() -> None:
+    layout = Layout(channels=1, width=4, layers=3)
+    parameters = unpack(layout, initial_weights(layout, torch.Generator().manual_seed(1)), torch.float32)
+    z, estimate = torch.randn(1, 1, 12, 16), torch.randn(1, 1, 12, 16)
+    one = self_ensemble(parameters, z, estimate)
+    other = self_ensemble(parameters, z.transpose(-1, -2).flip(-1), estimate.transpose(-1, -2).flip(-1))
+    assert torch.allclose(one.transpose(-1, -2).flip(-1), other, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"channels": 0}, {"width": 0}, {"layers": 1}])
+def test_layouts_that_are_none(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="No network"):
+        Layout(**{"channels": 1, "width": 4, "layers": 3} | wrong)
+
+
+# --- the optimiser ---
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
+    found = optimiser.orthogonalised(torch.randn(3, 16, 144, generator=torch.Generator().manual_seed(0)))
+    values = torch.linalg.svdvals(found)
+    assert float(values.min()) > 0.4
+    assert float(values.max()) < 1.4
+
+
+def test_one_cycle_goes_up_once_and_down_once() -> None:
+    shares = [optimiser.one_cycle(step, 100) for step in range(100)]
+    top = shares.index(max(shares))
+    assert shares[:top] == sorted(shares[:top])
+    assert shares[top:] == sorted(shares[top:], reverse=True)
+    assert max(shares) == pytest.approx(1, abs=0.01)
+    assert shares[-1] < 0.01
+
+
+# --- pairs ---
+
+
+def test_the_target_judges_as_the_clean_image_would(clean: Pixels) -> None:
+    """Its noise is independent of what the estimate was made from: squared errors differ from the true ones by a constant."""
+    x = torch.from_numpy(clean[0].transpose(2, 0, 1) * np.float32(10))[None]
+    generator = torch.Generator().manual_seed(0)
+    z = x + torch.randn(x.shape, generator=generator)
+    again = torch.randn(z.shape, generator=generator)
+    (pair,) = recorrupt(z, torch.ones(1, 1, 128, 128), again, lambda y: y, [0])
+    assert torch.allclose(pair.source, (z + ALPHA * again)[0], atol=1e-5)
+    rows = slice(pair.fitted, None)
+    assert pair.judged == 128 // JUDGED
+    for result in (pair.source, pair.source * 0.9, torch.nn.functional.avg_pool2d(pair.source[None], 3, 1, 1)[0]):
+        true = float((result - x[0])[:, rows].square().mean())
+        found = float(held_out_errors(pair, result).mean()) - TARGET_VARIANCE
+        assert found == pytest.approx(true, abs=0.35), (
+            "12,288 values whose squares have a standard deviation of about 8"
+        )
+
+
+# --- the fit ---
+
+
+def pair_of(clean: Pixels, seed: int, bias: float = 0.5) -> Pair:
+    """A pair whose estimate is the clean image, off by a constant: what a fit has to find."""
+    x = torch.from_numpy(clean[0].transpose(2, 0, 1) * np.float32(10))
+    generator = torch.Generator().manual_seed(seed)
+    z = x + torch.randn(x.shape, generator=generator)
+    again = torch.randn(z.shape, generator=generator)
+    return Pair(z + ALPHA * again, x + bias, z - again / ALPHA, torch.ones(1, *x.shape[1:]))
+
+
+def test_a_fit_takes_away_what_is_wrong_with_the_estimate(clean: Pixels) -> None:
+    pair = pair_of(clean, 0)
+    fitted = fit([pair], replace(SHORT, steps=150), seed=0, device=CPU, on_step=quiet)
+    result = corrected(unpack(fitted.layout, fitted.weights, torch.float32), pair.source[None], pair.estimate[None])[0]
+    clean_part, rows = pair.estimate - 0.5, slice(pair.fitted, None)
+    assert float((result - clean_part)[:, rows].square().mean()) < 0.25 * 0.5**2
+
+
+def test_thread_count_and_repetition_change_no_bit_of_a_fit(clean: Pixels) -> None:
+    pairs = [pair_of(clean, 0), pair_of(clean, 1)]
+    one, again, two = (
+        fit(pairs, SHORT, seed=3, device=replace(CPU, threads=threads), on_step=quiet).weights for threads in (1, 1, 2)
+    )
+    assert torch.equal(one, again)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, fit(pairs, SHORT, seed=4, device=CPU, on_step=quiet).weights)
+
+
+def test_a_collapsed_fit_is_started_again_at_half_the_rates(clean: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first start that ends far worse than the noisy image, though finite, is thrown away."""
+    from denoise_core.methods.zs_fit import fitting as module
+
+    descend, rates = module._descend, []
+
+    def first_collapses(*arguments: object, rate: float, **options: object) -> float:
+        rates.append(rate)
+        loss = descend(*arguments, rate=rate, **options)  # type: ignore[arg-type]
+        return 50.0 if len(rates) == 1 else loss
+
+    monkeypatch.setattr(module, "_descend", first_collapses)
+    fitted = fit([pair_of(clean, 0)], SHORT, seed=0, device=CPU, on_step=quiet)
+    assert rates == [1.0, 0.5]
+    assert fitted.restarts == 1
+    assert fitted.loss < 6
+
+
+def test_a_fit_that_fails_twice_says_so(clean: Pixels) -> None:
+    with pytest.raises(FitDiverged, match="two starts"):
+        fit([pair_of(clean, 0)], replace(SHORT, rate=1e6, kernel_rate=1e6), seed=0, device=CPU, on_step=quiet)
+
+
+def test_a_fit_that_fails_leaves_the_estimate(clean: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    absurd = replace(zs_fit.PRESETS["fast"], own=replace(SHORT, rate=1e6, kernel_rate=1e6))
+    monkeypatch.setitem(zs_fit.PRESETS, "fast", absurd)
+    found = zs_fit.denoise(noisy_of(clean, "gauss:25"), preset="fast", seed=0, device=CPU, on_step=quiet)
+    assert found.kept == "estimate"
+    assert found.restarts == 1
+
+
+# --- the whole ---
+
+
+@pytest.mark.parametrize(("kind", "gain"), [("gauss:15", 8.0), ("gauss:50", 11.5), ("poisson:30", 8.5)])
+def test_noise_of_every_kind_is_removed(clean: Pixels, kind: str, gain: float) -> None:
+    y = noisy_of(clean, kind)
+    found = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
+    assert psnr(found.pixels, clean) > psnr(y, clean) + gain
+    assert found.noise is not None
+    assert found.noise.kind == ("gaussian" if kind.startswith("gauss") else "poisson-gaussian")
+    assert abs(float(found.pixels.mean()) - float(clean.mean())) < 0.01
+
+
+def test_scale_and_offset_of_the_intensities_do_not_matter(clean: Pixels) -> None:
+    y = noisy_of(clean, "gauss:25")
+    one = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet).pixels
+    other = zs_fit.denoise(y * 4000 + 300, preset="fast", seed=0, device=CPU, on_step=quiet).pixels
+    assert np.abs((other - 300) / 4000 - one).max() < 0.02
+
+
+def test_an_image_without_noise_comes_back_as_it_is() -> None:
+    ramp = np.linspace(0, 1, 96 * 96, dtype=np.float32).reshape(1, 96, 96, 1)
+    found = zs_fit.denoise(ramp, preset="fast", seed=0, device=CPU, on_step=quiet)
+    assert found.kept == "noisy"
+    assert np.array_equal(found.pixels, ramp)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 40), (33, 17), (65, 64)])
+def test_small_and_odd_sizes(clean: Pixels, size: tuple[int, int]) -> None:
+    y = noisy_of(clean, "gauss:25")[:, : size[0], : size[1]]
+    found = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
+    assert found.pixels.shape == y.shape
+    assert np.isfinite(found.pixels).all()
+
+
+def test_cut_off_noise_is_not_fitted_to(clean: Pixels) -> None:
+    """Recorrupting needs whole noise; the estimate alone is what is left."""
+    y = noisy_of(clean * np.float32(0.2), "gauss:25", clip=True)
+    found = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
+    assert (found.kept, found.steps) == ("estimate", 0)
+    assert psnr(found.pixels, clean * np.float32(0.2)) > psnr(y, clean * np.float32(0.2)) + 5
+
+
+def test_frames_of_a_still_scene_are_estimated_together(clean: Pixels) -> None:
+    scene = np.repeat(clean[:, :96, :96, 1:2], 10, axis=0)
+    y = noisy_of(scene, "gauss:25")
+    together = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
+    alone = zs_fit.denoise(y[:1], preset="fast", seed=0, device=CPU, on_step=quiet)
+    assert together.window == 8
+    assert psnr(together.pixels[0], scene[0]) > psnr(alone.pixels[0], scene[0]) + 2
+
+
+def test_frames_that_have_nothing_in_common_are_not_made_worse(photo: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    places = rng.integers(0, 400, (6, 2))
+    scene = np.stack([photo[t : t + 96, s : s + 96, 1:2] for t, s in places]).astype(np.float32) / np.float32(255)
+    y = noisy_of(scene, "gauss:25")
+    stack = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
+    alone = [zs_fit.denoise(frame[None], preset="fast", seed=0, device=CPU, on_step=quiet).pixels[0] for frame in y]
+    assert psnr(stack.pixels, scene) > psnr(np.stack(alone), scene) - 0.1
+
+
+def test_thread_count_changes_no_bit_of_the_result(clean: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "BAND_VALUES", 1)
+    y = noisy_of(clean, "gauss:25")
+    one, two = (
+        zs_fit.denoise(y, preset="fast", seed=0, device=replace(CPU, threads=n), on_step=quiet).pixels for n in (1, 2)
+    )
+    assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_bands_and_tiles_change_nothing(photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, network: bool) -> None:
+    """To a hundredth of a grey level of 65,536."""
+    x = (photo[None, 100:375, 130:327] / np.float32(255)).astype(np.float32)
+    y = noisy_of(x, "gauss:25")
+    _, prepared = prepare(y, CPU)
+    assert prepared is not None
+    layout = Layout(3, 8, 3)
+    weights = initial_weights(layout, torch.Generator().manual_seed(0))
+    fitted = Fitted(layout, weights, 1, 0.0, 0) if network else None
+    exact = replace(CPU, precision="float32")
+
+    def run() -> Pixels:
+        return application.apply(y, prepared.stabiliser, fitted, window=1, device=exact, on_share=lambda _: None)
+
+    whole = run()
+    monkeypatch.setattr(application, "BAND_VALUES", 1)
+    monkeypatch.setattr(application, "TILE", 48)
+    assert len(list(application.bands_of(y.shape))) > 4
+    assert np.abs(run() - whole).max() < 0.01 / 65535
+
+
+def test_whatever_progress_raises_ends_the_work(clean: Pixels) -> None:
+    class Stop(BaseException):
+        pass
+
+    told: list[Step] = []
+
+    def stop(step: Step) -> None:
+        told.append(step)
+        if len(told) == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        zs_fit.denoise(noisy_of(clean, "gauss:25"), preset="fast", seed=0, device=CPU, on_step=stop)
+    assert len(told) == 5
+    shares = [step.step / step.steps for step in told]
+    assert shares == sorted(shares)
+
+
+# --- one network for a directory ---
+
+
+@pytest.fixture(scope="module")
+def directory(photo: np.ndarray) -> list[Pixels]:
+    """Four different crops, (1, 128, 128, 3), [0, 1]."""
+    corners = ((0, 0), (0, 300), (250, 60), (300, 350))
+    return [(photo[None, t : t + 128, s : s + 128] / np.float32(255)).astype(np.float32) for t, s in corners]
+
+
+@pytest.fixture(scope="module")
+def quick_presets() -> zs_fit.Preset:
+    fast = zs_fit.PRESETS["fast"]
+    return replace(fast, shared=replace(fast.shared, width=16, layers=3, steps=120), shared_windows=8)
+
+
+def test_mixed_noise_levels_share_one_network_and_nothing_gets_worse(
+    directory: list[Pixels], quick_presets: zs_fit.Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(zs_fit.PRESETS, "fast", quick_presets)
+    kinds = ("gauss:5", "gauss:50", "gauss:50", "poisson:30")
+    noisy = [noisy_of(x, kind, seed) for seed, (x, kind) in enumerate(zip(directory, kinds, strict=True))]
+    model = zs_fit.fit_directory([lambda y=y: y for y in noisy], preset="fast", seed=0, device=CPU, on_step=quiet)  # type: ignore[misc]
+    assert model is not None
+    for x, y in zip(directory, noisy, strict=True):
+        shared = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet, model=model)
+        alone = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
+        assert shared.kept in {"estimate", "model", "refined"}
+        assert psnr(shared.pixels, x) > psnr(alone.pixels, x) - 0.1
+    applied = zs_fit.denoise(noisy[1], preset="fast", seed=0, device=CPU, on_step=quiet, model=model, fit_own=False)
+    assert applied.steps == 0
+    assert applied.kept in {"estimate", "model"}
+
+
+def test_a_network_that_harms_is_not_used(clean: Pixels) -> None:
+    layout = Layout(3, 8, 3)
+    harmful = Fitted(layout, torch.randn(sum(layout.sizes), generator=torch.Generator().manual_seed(0)), 1, 0.0, 0)
+    y = noisy_of(clean, "gauss:25")
+    found = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet, model=harmful, fit_own=False)
+    assert found.kept == "estimate"
+
+
+def test_a_directory_of_nothing_to_fit_to_has_no_network(clean: Pixels) -> None:
+    flat = np.full((1, 128, 128, 3), 0.5, np.float32)
+    samples = [lambda: None, lambda: flat, lambda: clean[:, :32, :32]]
+    assert zs_fit.fit_directory(samples, preset="fast", seed=0, device=CPU, on_step=quiet) is None
+
+
+def test_a_model_for_other_channels_is_refused(clean: Pixels) -> None:
+    layout = Layout(1, 8, 3)
+    grey = Fitted(layout, torch.zeros(sum(layout.sizes)), 1, 0.0, 0)
+    with pytest.raises(ValueError, match="1 channels, and this one has 3"):
+        zs_fit.denoise(clean, preset="fast", seed=0, device=CPU, on_step=quiet, model=grey)
+
+
+# --- models as files ---
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    layout = Layout(3, 8, 3)
+    weights = initial_weights(layout, torch.Generator().manual_seed(0))
+    path = tmp_path / "models" / "three.safetensors"
+    write_model(path, Fitted(layout, weights, 40, 5.2, 1), {"seed": 7, "fitted_to": {"a.png": "00"}})
+    return path
+
+
+def test_a_model_comes_back_from_its_file(saved: Path) -> None:
+    fitted, digest = read_model(saved)
+    expected = initial_weights(Layout(3, 8, 3), torch.Generator().manual_seed(0))
+    assert torch.equal(fitted.weights, expected)
+    assert (fitted.layout, fitted.steps, fitted.loss, fitted.restarts) == (Layout(3, 8, 3), 40, 5.2, 1)
+    about = json.loads(saved.with_suffix(".json").read_text())
+    assert about["weights_sha256"] == digest
+    assert about["layout"] == {"channels": 3, "width": 8, "layers": 3}
+    assert about["fitted_to"] == {"a.png": "00"}
+
+
+def test_what_is_no_model_is_refused_in_one_sentence(saved: Path, tmp_path: Path) -> None:
+    data = saved.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for number in range(150):
+        mutant = bytearray(data)
+        if number % 3 == 0:
+            mutant = mutant[: int(rng.integers(0, len(data)))]
+        for _ in range(1 + number % 4):
+            if mutant:
+                mutant[int(rng.integers(0, min(len(mutant), 400)))] ^= 1 << int(rng.integers(0, 8))
+        path = tmp_path / "mutant.safetensors"
+        path.write_bytes(bytes(mutant))
+        try:
+            fitted, _ = read_model(path)
+        except ModelError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        else:
+            assert fitted.weights.numel() == sum(fitted.layout.sizes)
+    assert refused > 75
+
+
+def test_other_safetensors_and_other_files_are_no_models(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    other = tmp_path / "other.safetensors"
+    save_file({"weights": torch.zeros(3)}, other)
+    with pytest.raises(ModelError, match="no model of zs-fit"):
+        read_model(other)
+    other.write_text("not weights")
+    with pytest.raises(ModelError, match="no model of zs-fit"):
+        read_model(other)

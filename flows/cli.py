@@ -217,6 +217,7 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
     from denoise_core.device import choose
     from flows import console
     from flows.config import OnExisting
+    from flows.scopes import resolve
     from tasks.scan import scan
     from tasks.table import FAILED, SKIPPED, text
 
@@ -229,6 +230,7 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
         redo=config.on_existing is OnExisting.OVERWRITE,
         reference=None if config.reference is None else config.reference.resolve(),
     )
+    scope = resolve(config, found) if config.resolved_method == "zs-fit" else None
     failed = [row for row in found.refused if row["status"] == FAILED]
     skipped = [row for row in found.refused if row["status"] == SKIPPED]
     if as_json:
@@ -238,6 +240,7 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
             "cannot_be_done": [{"source": row["source"], "error": row["error"]} for row in failed],
             "not_images": [row["source"] for row in skipped],
             "method": config.resolved_method,
+            "scope": scope and scope[0],
             "device": device.name,
         }
         print(json.dumps(plan))
@@ -253,6 +256,8 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
         print(f"cannot   {console.printable(row['source'])}: {console.printable(row['error'])}")
     for row in skipped:
         print(f"skip     {console.printable(row['source'])}: {console.printable(row['error'])}")
+    if scope is not None and found.todo:
+        print(f"scope {scope[0]}: {scope[1]}")
     print(
         f"{len(found.todo)} to do, {len(found.done)} done already, {len(failed)} cannot be done, {len(skipped)} not images; "
         f"{config.resolved_method} on {device.name} ({device.reason}). Nothing was written."

@@ -126,9 +126,7 @@ def _run(config: RunConfig, settings: Settings, started: float) -> State[Any]:
 
 def _prepared(config: RunConfig, settings: Settings, found: Scan, *, redo: bool) -> Settings:
     """The settings of zs-fit once the input is known: its scope, its networks, and threads where images are few."""
-    scope, why = scopes.resolve(config.scope, found)
-    if settings.given_model:
-        scope, why = "directory", "a model was given"
+    scope, why = scopes.resolve(config, found)
     announce(f"scope {scope}: {why}")
     settings = replace(settings, scope=scope)
     if scope == "directory" and not settings.given_model:

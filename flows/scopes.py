@@ -7,28 +7,32 @@ from dataclasses import replace
 from pathlib import Path
 
 from denoise_core.errors import DenoiseError
-from flows.config import Scope
+from flows.config import OnExisting, RunConfig, Scope
 from flows.errors import StartError
 from tasks.denoise import load_model
 from tasks.faults import interrupt, sentence
 from tasks.fit import LEAST_IMAGES, by_kind, fit_directory, model_path
 from tasks.scan import Scan
 from tasks.settings import Settings
-from tasks.table import Row
+from tasks.work import Source
 
 
-def resolve(asked: Scope, found: Scan) -> tuple[str, str]:
-    """The scope of a run, and why: what ``auto`` stands for depends on how many images of a kind the input has."""
-    if asked is not Scope.AUTO:
-        return asked.value, "as asked for"
-    counts = _counts(found)
-    most = max(counts.values(), default=0)
-    kinds = " and ".join(f"{count} of {channels} channel(s)" for channels, count in counts.items())
-    if most >= LEAST_IMAGES:
-        return Scope.DIRECTORY.value, f"there are {LEAST_IMAGES} or more images of one kind: {kinds}"
-    stacks = [source for source in found.todo if source.header.frames > 1]
-    fewer = f"there are fewer than {LEAST_IMAGES} images of one kind: {kinds}"
-    return Scope.STACK.value if stacks else Scope.IMAGE.value, fewer
+def resolve(config: RunConfig, found: Scan) -> tuple[str, str]:
+    """The scope of a run, and why: what ``auto`` stands for depends on how many images of a kind there are to do."""
+    if config.model is not None:
+        return Scope.DIRECTORY.value, "a model was given"
+    if config.scope is not Scope.AUTO:
+        return config.scope.value, "as asked for"
+    kinds = by_kind(found.todo)
+    counts = " and ".join(f"{len(sources)} of {channels} channel(s)" for channels, sources in kinds.items())
+    redo = config.on_existing is OnExisting.OVERWRITE
+    if not redo and any(_is_model(model_path(config.output.resolve(), config.digest(), n)) for n in kinds):
+        return Scope.DIRECTORY.value, "an earlier run left a network for images of this kind"
+    if max(map(len, kinds.values()), default=0) >= LEAST_IMAGES:
+        return Scope.DIRECTORY.value, f"there are {LEAST_IMAGES} or more images of one kind to do: {counts}"
+    fewer = f"there are fewer than {LEAST_IMAGES} images of one kind to do: {counts}"
+    stacks = any(source.header.frames > 1 for source in found.todo)
+    return (Scope.STACK if stacks else Scope.IMAGE).value, fewer
 
 
 def given(path: Path) -> tuple[tuple[int, Path], ...]:
@@ -58,23 +62,22 @@ def fit_models(settings: Settings, found: Scan, *, redo: bool, announce: Callabl
     Where a network cannot be fitted, each image of that kind gets a fit of its own.
     """
     models = []
-    counts = _counts(found)
     for channels, sources in by_kind(found.todo).items():
         if interrupt.is_set():
             break
-        path = model_path(settings, channels)
+        path = model_path(settings.output, settings.config_digest, channels)
         if not redo and _is_model(path):
             announce(f"the network of an earlier run serves images of {channels} channel(s): {path.name}")
             models.append((channels, path))
-        elif counts[channels] >= LEAST_IMAGES or settings.scope_was_asked:
-            announce(f"fitting one network for {counts[channels]} images of {channels} channel(s)")
+        elif len(sources) >= LEAST_IMAGES or settings.scope_was_asked:
+            announce(f"fitting one network for {len(sources)} images of {channels} channel(s)")
             fitted = _fit(sources, settings, channels, announce)
             if fitted is not None:
                 models.append((channels, fitted))
     return replace(settings, models=tuple(models))
 
 
-def _fit(sources: list, settings: Settings, channels: int, announce: Callable[[str], None]) -> Path | None:  # type: ignore[type-arg]
+def _fit(sources: list[Source], settings: Settings, channels: int, announce: Callable[[str], None]) -> Path | None:
     state = fit_directory(sources, settings, channels=channels, images=len(sources), return_state=True)
     if interrupt.is_set():
         return None
@@ -92,16 +95,3 @@ def _is_model(path: Path) -> bool:
     except (DenoiseError, OSError):
         return False
     return True
-
-
-def _counts(found: Scan) -> dict[int, int]:
-    """Images by their number of channels, those that are done included."""
-    counts = {channels: len(sources) for channels, sources in by_kind(found.todo).items()}
-    for row in found.done:
-        channels = _channels(row)
-        counts[channels] = counts.get(channels, 0) + 1
-    return dict(sorted(counts.items()))
-
-
-def _channels(row: Row) -> int:
-    return int(row["shape"][-1]) if str(row["axes"]).endswith("S") else 1

@@ -49,9 +49,9 @@ def sample_of(sources: Sequence[Source], most: int, seed: int) -> list[Source]:
     return sorted(sources, key=draw)[:most]
 
 
-def model_path(settings: Settings, channels: int) -> Path:
+def model_path(output: Path, config_digest: str, channels: int) -> Path:
     """Where the network for images of so many channels is kept; another configuration has another file."""
-    return settings.output / "models" / f"{channels}-channel-{settings.config_digest[:12]}.safetensors"
+    return output / "models" / f"{channels}-channel-{config_digest[:12]}.safetensors"
 
 
 @task(name="fit", **{**CHUNK, "task_run_name": "fit {images} images of {channels} channel(s)"})
@@ -81,7 +81,7 @@ def fit_directory(sources: Sequence[Source], settings: Settings, *, channels: in
         )
     if fitted is None:
         return None
-    path = model_path(settings, channels)
+    path = model_path(settings.output, settings.config_digest, channels)
     about = {
         "preset": settings.preset,
         "seed": settings.seed,

@@ -153,6 +153,20 @@ def test_the_receptive_field_is_what_the_layout_says() -> None:
     assert touched.max() <= 15 + layout.radius
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_convolution_gives_the_same_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    from denoise_core.methods.zs_fit import network
+
+    layout = Layout(channels=3, width=16, layers=4)
+    parameters = unpack(layout, initial_weights(layout, torch.Generator().manual_seed(1)), dtype)
+    z, estimate = torch.randn(1, 3, 40, 56), torch.randn(1, 3, 40, 56)
+    with torch.inference_mode():
+        one = self_ensemble(parameters, z, estimate)
+        monkeypatch.setattr(network, "_FUSED", False)
+        other = self_ensemble(parameters, z, estimate)
+    assert torch.equal(one, other)
+
+
 def test_the_self_ensemble_turns_with_the_image() -> None:
     layout = Layout(channels=1, width=4, layers=3)
     parameters = unpack(layout, initial_weights(layout, torch.Generator().manual_seed(1)), torch.float32)
@@ -357,7 +371,7 @@ def test_bands_and_tiles_change_nothing(photo: np.ndarray, monkeypatch: pytest.M
 
     whole = run()
     monkeypatch.setattr(application, "BAND_VALUES", 1)
-    monkeypatch.setattr(application, "TILE", 48)
+    monkeypatch.setattr(application, "TILE", (40, 48))
     assert len(list(application.bands_of(y.shape))) > 4
     assert np.abs(run() - whole).max() < 0.01 / 65535
 

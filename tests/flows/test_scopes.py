@@ -56,7 +56,9 @@ def test_a_directory_gets_one_network_that_is_kept_and_serves_again(
     out = tmp_path / "out"
     assert run(photos, out, "--noise", "gauss:25") == 0
     said = capfd.readouterr().err
-    assert "scope directory: there are 4 or more images of one kind: 1 of 1 channel(s) and 5 of 3 channel(s)" in said
+    assert (
+        "scope directory: there are 4 or more images of one kind to do: 1 of 1 channel(s) and 5 of 3 channel(s)" in said
+    )
     assert "fitting one network for 5 images of 3 channel(s)" in said
     rows = rows_of(out)
     (model,) = (out / "models").glob("*.safetensors")
@@ -100,7 +102,7 @@ def test_few_images_get_a_fit_each(photos: Path, tmp_path: Path, capfd: pytest.C
     for number in (2, 3, 4):
         (photos / f"{number}.png").unlink()
     assert run(photos, tmp_path / "out", "--noise", "gauss:25") == 0
-    assert "scope image: there are fewer than 4 images of one kind" in capfd.readouterr().err
+    assert "scope image: there are fewer than 4 images of one kind to do" in capfd.readouterr().err
     assert {row["scope"] for row in rows_of(tmp_path / "out").values()} == {"image"}
     assert not (tmp_path / "out" / "models").exists()
 

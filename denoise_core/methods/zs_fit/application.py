@@ -16,7 +16,7 @@ from denoise_core.methods.zs_fit.network import self_ensemble, unpack
 from denoise_core.methods.zs_fit.noise_level import Stabiliser
 
 BAND_VALUES = 8_000_000  # of one band of all frames and channels, its margins not counted: bounds the memory
-TILE = 512  # columns that the network takes at once
+TILE = 128, 256  # rows and columns that the network takes at once: its maps stay in a core's cache
 
 
 def apply(
@@ -92,16 +92,16 @@ def estimated(z: Tensor, window: int) -> Tensor:
 def _corrected(parameters: list[Tensor], z: Tensor, estimate: Tensor, rows: slice, radius: int) -> Tensor:
     """The network's result (C, rows, W) for some rows of z and its estimate (C, H, W), tile by tile."""
     height, width = z.shape[1:]
-    top, bottom = max(0, rows.start - radius), min(height, rows.stop + radius)
-    tiles = []
-    for left in range(0, width, TILE):
-        first, last = max(0, left - radius), min(width, left + TILE + radius)
-        part = (slice(None), slice(top, bottom), slice(first, last))
-        found = self_ensemble(parameters, z[part][None], estimate[part][None])[0]
-        tiles.append(
-            found[:, rows.start - top : rows.stop - top, left - first : left - first + min(TILE, width - left)]
-        )
-    return torch.cat(tiles, dim=2)
+    result = torch.empty_like(estimate[:, rows])
+    for top in range(rows.start, rows.stop, TILE[0]):
+        for left in range(0, width, TILE[1]):
+            bottom, right = min(top + TILE[0], rows.stop), min(left + TILE[1], width)
+            above, before = max(0, top - radius), max(0, left - radius)
+            part = (slice(None), slice(above, min(height, bottom + radius)), slice(before, min(width, right + radius)))
+            found = self_ensemble(parameters, z[part][None], estimate[part][None])[0]
+            inside = found[:, top - above : bottom - above, left - before : right - before]
+            result[:, top - rows.start : bottom - rows.start, left:right] = inside
+    return result
 
 
 def to_tensor(stack: Pixels) -> Tensor:

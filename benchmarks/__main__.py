@@ -1,24 +1,27 @@
-"""All benchmarks that take minutes, one after another: `make bench`. The long ones are named at the end."""
+"""All benchmarks that take minutes, one after another, then the table of marks: `make bench`. The long ones are named last."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-COMMANDS = (
-    ["benchmarks.speed"],
-    ["benchmarks.run_on", "confocal_pairs"],
-    ["benchmarks.run_on", "kodak24", "--crop", "256", "--", "--noise", "gauss:25"],
+from benchmarks.marks import commands
+
+OVERVIEW = (
+    "benchmarks.speed",
+    "benchmarks.methods --crop 256 --seeds 1 --only zs-n2n-fast,nl-bayes,zs-fit-fast",
 )
-LONG = "python -m benchmarks.run_on kodak24 --crop 256 -- --noise gauss:25 --preset paper --slots 2"
 
 
 def main() -> int:
     failed = 0
-    for command in COMMANDS:
-        print(f"\n$ python -m {' '.join(command)}", flush=True)
-        failed += subprocess.run([sys.executable, "-m", *command], check=False).returncode != 0
-    print(f"\nAbout half an hour on two cores: {LONG}")
+    for command in (*OVERVIEW, *(one.text for one in commands() if not one.long), "benchmarks.marks"):
+        print(f"\n$ python -m {command}", flush=True)
+        failed += subprocess.run([sys.executable, "-m", *command.split()], check=False).returncode != 0
+    print("\nFrom half an hour to many hours each on two cores:")
+    for one in commands():
+        if one.long:
+            print(f"python -m {one.text}")
     return int(failed > 0)
 
 

@@ -20,7 +20,7 @@ TARGET = Path(__file__).resolve().parents[1] / "docs" / "before-after.png"
 
 
 def main() -> int:
-    clean = data.chelsea()[20:276, 90:346]
+    clean = data.chelsea()[20:276, 90:346]  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "in").mkdir()
         Image.fromarray(clean).save(Path(folder) / "in" / "chelsea.png")

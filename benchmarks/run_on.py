@@ -17,8 +17,8 @@ from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks.common import DATA, RESULTS
+
 PUBLISHED = {
     # Mansour and Heckel, CVPR 2023, as quoted by later papers: 256 x 256 crops of Kodak24
     ("kodak24", "gauss:25"): 29.07,
@@ -49,7 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", choices=["kodak24", "confocal_pairs"])
     parser.add_argument("--crop", type=int, help="side of a centre crop, pixels; left out: whole images")
-    parser.add_argument("--data", type=Path, default=ROOT / ".." / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=DATA)
     options = parser.parse_args(own)
 
     source = (options.data / options.images).resolve()
@@ -74,7 +74,7 @@ def main() -> int:
     for row in rows:
         print(
             f"{row['source']:12} {row['psnr_noisy_db']:9.2f} {row['psnr_denoised_db']:12.2f} {row['ssim_denoised']:7.4f} "
-            f"{row['fit_seconds']:7.1f}"
+            f"{row['fit_seconds'] or 0:7.1f}"
         )
     noisy, denoised = ([row[f"psnr_{kind}_db"] for row in rows] for kind in ("noisy", "denoised"))
     spread = statistics.stdev(denoised)

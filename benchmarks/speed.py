@@ -62,7 +62,7 @@ def main() -> int:
 
     torch.set_num_threads(threads)
     device = choose("cpu")
-    clean = data.astronaut()[100 : 100 + SIDE, 150 : 150 + SIDE].astype(np.float32) / 255
+    clean = data.astronaut()[100 : 100 + SIDE, 150 : 150 + SIDE].astype(np.float32) / 255  # type: ignore[no-untyped-call]
     noisy = clean + np.random.default_rng(0).normal(0, 25 / 255, clean.shape).astype(np.float32)
     tensor = torch.from_numpy(noisy.transpose(2, 0, 1).copy())[None]
 

@@ -89,6 +89,21 @@ def test_cut_off_noise_is_noticed_and_its_level_not_misjudged(photo: np.ndarray)
     assert found.sigma(0.5) * 255 == pytest.approx(25, rel=0.15)
 
 
+def test_photons_that_did_not_come_are_not_cut_off(photo: np.ndarray) -> None:
+    found = noise_level.estimate(noisy_of((photo / np.float32(255)).astype(np.float32), "poisson:15"))
+    assert found is not None
+    assert (found.low, found.clipped) == (-math.inf, 0)
+
+
+@pytest.mark.parametrize("x", [0.0, 0.01, 0.04, 0.5, 0.97, 1.0])
+def test_the_way_back_knows_what_was_cut_off(x: float) -> None:
+    """The mean of clipped noise is not the clean value: at 0 it is 0.4 standard deviations above."""
+    y = np.clip(x + np.random.default_rng(0).normal(0, 0.1, 1_000_000), 0, 1).astype(np.float32)
+    stabiliser = Stabiliser(0.0, 0.0, 0.1, 0.0, 0.0, 1.0)
+    mean = stabiliser.forward(np.array([y.mean(dtype=np.float64)], np.float32))
+    assert float(stabiliser.back(mean)[0]) == pytest.approx(x, abs=0.002)
+
+
 def test_an_image_of_too_few_patches_has_no_estimate() -> None:
     assert noise_level.estimate(np.zeros((7, 7, 1), np.float32)) is None
 
@@ -101,7 +116,7 @@ def test_stabilised_noise_has_variance_one_and_the_way_back_no_bias(gain: float)
     for mean in (0.1, 0.4, 1.0):
         photons = rng.poisson(mean / gain, 400_000) * gain if gain else np.full(400_000, mean)
         y = (photons + rng.normal(0, 0.02, 400_000)).astype(np.float32)
-        stabiliser = Stabiliser.of(level, y)
+        stabiliser = Stabiliser.of(level, y.reshape(1, 400, 1000, 1))
         z = stabiliser.forward(y)
         assert float(z.std()) == pytest.approx(1, abs=0.05)
         back = stabiliser.back(np.array([z.mean(dtype=np.float64)], np.float32))
@@ -371,8 +386,8 @@ def test_bands_and_tiles_change_nothing(photo: np.ndarray, monkeypatch: pytest.M
 
     whole = run()
     monkeypatch.setattr(application, "BAND_VALUES", 1)
-    monkeypatch.setattr(application, "TILE", (40, 48))
-    assert len(list(application.bands_of(y.shape))) > 4
+    monkeypatch.setattr(application, "TILE", (64, 48))
+    assert len(list(application.bands_of(y.shape, 1))) > 4
     assert np.abs(run() - whole).max() < 0.01 / 65535
 
 

@@ -53,7 +53,7 @@ PRESETS = {
         own_copies=2,
         shared=Plan(width=48, layers=5, steps=600, crops=4, rate=2e-3, kernel_rate=2e-2),
         shared_windows=24,
-        shared_copies=1,
+        shared_copies=2,
         refine=Plan(width=48, layers=5, steps=60, crops=4, rate=2e-4, kernel_rate=1e-3),
     ),
     "best": Preset(

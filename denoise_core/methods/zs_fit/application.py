@@ -16,7 +16,7 @@ from denoise_core.methods.zs_fit.network import self_ensemble, unpack
 from denoise_core.methods.zs_fit.noise_level import Stabiliser
 
 BAND_VALUES = 8_000_000  # of one band of all frames and channels, its margins not counted: bounds the memory
-TILE = 128, 256  # rows and columns that the network takes at once: its maps stay in a core's cache
+TILE = ALIGN, 512  # rows and columns that the network takes at once: bands hold whole tiles, and its maps stay in cache
 
 
 def apply(
@@ -34,7 +34,7 @@ def apply(
     other as a pixel's result depends on: cutting an image up changes nothing.
     """
     result = np.empty_like(noisy)
-    bands = list(bands_of(noisy.shape))
+    bands = list(bands_of(noisy.shape, device.threads if device.name == "cpu" else 1))
     parameters = None if fitted is None else unpack(fitted.layout, fitted.weights.to(device.name), _dtype(device))
     radius = 0 if fitted is None else fitted.layout.radius
 
@@ -59,10 +59,12 @@ def apply(
     return result
 
 
-def bands_of(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """First and last row of the bands of (F, H, W, C)."""
+def bands_of(shape: tuple[int, ...], threads: int) -> Iterator[tuple[int, int]]:
+    """First and last row of the bands of (F, H, W, C): one a thread at least, where each is well above its margins."""
     frames, height, width, channels = shape
     rows = max(1, BAND_VALUES // (frames * width * channels) // ALIGN) * ALIGN
+    shared = -(-height // (threads * ALIGN)) * ALIGN
+    rows = min(rows, max(shared, 2 * HALO))
     for top in range(0, height, rows):
         yield top, min(top + rows, height)
 

@@ -12,10 +12,11 @@ generalized Anscombe transformation for Poisson-Gaussian noise", IEEE TIP 2013 (
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr
 
 from denoise_core.diagnostics import noise_variance, sigma_estimate
 
@@ -25,6 +26,7 @@ PATCH = 8
 PATCHES_A_GROUP = 600  # fewer, and the smallest eigenvalues of their covariance come out too low
 MOST_GROUPS = 12
 MOST_PATCHES = 60_000
+CLEAR = 2.0  # standard deviations between an end where noise was cut off and patches that tell its level
 CLIPPED_SHARE = 5e-4  # of the pixels at the least (or greatest) value: above it, that value is where noise was cut off
 
 
@@ -59,23 +61,22 @@ def estimate(noisy: Pixels) -> NoiseLevel | None:
     sigma = sigma_estimate(noisy)
     if sigma is None:
         return None
-    low, high, clipped = _cut_off(noisy)
-    means, variances = _by_intensity(noisy, low, high)
-    gain, offset = _line(means, variances, sigma)
-    return NoiseLevel(gain, offset, low, high, clipped)
-
-
-def _cut_off(noisy: Pixels) -> tuple[float, float, float]:
     least, greatest = float(noisy.min()), float(noisy.max())
     at_least, at_greatest = float((noisy == least).mean()), float((noisy == greatest).mean())
     low = least if at_least > CLIPPED_SHARE else -math.inf
     high = greatest if at_greatest > CLIPPED_SHARE else math.inf
+    means, variances = _by_intensity(noisy, low + CLEAR * sigma, high - CLEAR * sigma)
+    if variances and (low > -math.inf or high < math.inf):
+        sigma = math.sqrt(float(np.median(variances)))  # where it was cut off, noise has less variance
+    gain, offset = _line(means, variances, sigma)
+    if gain > 0 and low <= -offset / gain + gain:
+        low = -math.inf  # no photon came: nothing was cut off
     clipped = at_least * (low > -math.inf) + at_greatest * (high < math.inf)
-    return low, high, clipped
+    return NoiseLevel(gain, offset, low, high, clipped)
 
 
 def _by_intensity(noisy: Pixels, low: float, high: float) -> tuple[list[float], list[float]]:
-    """Mean and noise variance of groups of patches of like intensity."""
+    """Mean and noise variance of groups of patches of like intensity, of means between `low` and `high`."""
     image = noisy.reshape(*noisy.shape[:2], -1)
     found = []
     for channel in range(image.shape[2]):
@@ -84,8 +85,8 @@ def _by_intensity(noisy: Pixels, low: float, high: float) -> tuple[list[float], 
         every = max(2, math.ceil(math.sqrt(tops * lefts * image.shape[2] / MOST_PATCHES)))
         every += every % 2 == 0 and every > 2
         patches = windows[::every, ::every].reshape(-1, PATCH * PATCH)
-        whole = (patches.min(axis=1) > low) & (patches.max(axis=1) < high)
-        found.append(patches[whole])
+        means_of = patches.mean(axis=1)
+        found.append(patches[(means_of > low) & (means_of < high)])
     chosen: npt.NDArray[np.float64] = np.concatenate(found).astype(np.float64)
     groups = min(MOST_GROUPS, len(chosen) // PATCHES_A_GROUP)
     if groups < 3:
@@ -128,13 +129,16 @@ class Stabiliser:
     """A map of intensities under which the noise has standard deviation 1, and back. `centre` becomes 0.
 
     With a gain: z = 2 √(p + 3/8 + s²), p = (y − black) / gain the number of photons and s the Gaussian part in photons.
-    Without: z = y / sigma.
+    Without: z = y / sigma. Where noise was cut off at `low` or `high`, the mean of what is left is not the clean value:
+    `back` then goes from that mean to the clean value (Foi, "Clipped noisy images", Signal Processing 2009).
     """
 
     gain: float
     black: float
     spread: float  # s² with a gain; sigma without
     centre: float
+    low: float = -math.inf
+    high: float = math.inf
 
     @classmethod
     def of(cls, noise: NoiseLevel, noisy: Pixels) -> Stabiliser:
@@ -144,9 +148,8 @@ class Stabiliser:
             spread = max(0.0, noise.offset) / noise.gain**2
             plain = cls(noise.gain, black, spread, 0.0)
         else:
-            plain = cls(0.0, 0.0, math.sqrt(noise.offset), 0.0)
-        every = max(1, noisy.size // 1_000_000)
-        return cls(plain.gain, plain.black, plain.spread, float(plain.forward(noisy.reshape(-1)[::every]).mean()))
+            plain = cls(0.0, 0.0, math.sqrt(noise.offset), 0.0, noise.low, noise.high)
+        return replace(plain, centre=float(plain.forward(thinned(noisy)).mean(dtype=np.float64)))
 
     def forward(self, y: Pixels) -> Pixels:
         """To unit noise; any shape."""
@@ -162,10 +165,29 @@ class Stabiliser:
         """The image whose noisy versions have the mean z: the unbiased inverse, not the algebraic one."""
         if self.gain == 0:
             plain: Pixels = ((z + np.float32(self.centre)) * np.float32(self.spread)).astype(np.float32)
-            return plain
+            return self._not_cut_off(plain)
         least = 2 * math.sqrt(0.375 + self.spread)
         d = np.maximum(z + np.float32(self.centre), np.float32(least))
         root = math.sqrt(1.5)
         photons = d**2 / 4 + root / 4 / d - 11 / 8 / d**2 + 5 * root / 8 / d**3 - 0.125 - self.spread
         found: Pixels = (np.maximum(photons, 0) * np.float32(self.gain) + np.float32(self.black)).astype(np.float32)
         return found
+
+    def _not_cut_off(self, mean: Pixels) -> Pixels:
+        """The clean values whose noise, cut off at `low` and `high`, has the means `mean`."""
+        for end, sign in ((self.low, 1.0), (self.high, -1.0)):
+            if math.isfinite(end):
+                above = np.linspace(0, 4, 401)  # clean values, standard deviations off the end
+                density = np.exp(-(above**2) / 2) / math.sqrt(2 * math.pi)
+                means = above * ndtr(above) + density
+                from_end = (mean - np.float32(end)) * np.float32(sign / self.spread)
+                near = np.interp(from_end, means, above).astype(np.float32)
+                clean = np.float32(end) + near * np.float32(sign * self.spread)
+                mean = np.where(from_end < np.float32(means[-1]), clean, mean)
+        return mean
+
+
+def thinned(stack: Pixels, most: int = 1_000_000) -> Pixels:
+    """At most about `most` values of a stack (F, H, W, C), from all over its rows and columns."""
+    every = math.ceil(math.sqrt(stack.size / most))
+    return stack[:, ::every, ::every]

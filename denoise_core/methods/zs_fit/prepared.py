@@ -11,7 +11,7 @@ from torch import Tensor
 from denoise_core.device import Device
 from denoise_core.methods import OnStep, Pixels, Step
 from denoise_core.methods.zs_fit.application import estimated, to_tensor
-from denoise_core.methods.zs_fit.noise_level import NoiseLevel, Stabiliser, estimate
+from denoise_core.methods.zs_fit.noise_level import NoiseLevel, Stabiliser, estimate, thinned
 from denoise_core.methods.zs_fit.pairs import Pair, held_out_errors, recorrupt
 
 LEAST_SIDE = 64  # of an image that a network is fitted to
@@ -89,9 +89,11 @@ def prepare(noisy: Pixels, device: Device) -> tuple[NoiseLevel | None, Prepared 
     noise = noise_of(noisy)
     if noise is None:
         return None, None
-    flat = noisy.reshape(-1)[:: max(1, noisy.size // 1_000_000)]
-    low, high = (float(value) for value in np.percentile(flat, (0.1, 99.9)))
-    if not noise.sigma(float(flat.mean())) > NO_NOISE * max(high - low, float(np.finfo(np.float32).tiny)):
+    some = thinned(noisy)
+    low, high = (float(value) for value in np.percentile(some, (0.1, 99.9)))
+    if not noise.sigma(float(some.mean(dtype=np.float64))) > NO_NOISE * max(
+        high - low, float(np.finfo(np.float32).tiny)
+    ):
         return noise, None
     return noise, Prepared(noisy, noise, Stabiliser.of(noise, noisy), device)
 

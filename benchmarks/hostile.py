@@ -1,0 +1,129 @@
+"""A directory made to be hostile, for images that are worse off with the directory's network than on their own.
+
+    python -m benchmarks.hostile [--preset best] [--seeds 3] [--clip-noise]
+
+Images of 256² RGB: a screenshot, a night sky and a strong texture, drawn, and photographs, all at σ = 50; one photograph
+at σ = 5; a drawing and a photograph without noise added. Scope image against scope directory: the shared network, refined,
+and the better one kept by the held-out loss. The worst difference of all images and seeds counts: at least −0.1 dB is wanted.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+
+from benchmarks.common import Pixels, Sample, as_stack, cpu, in_pool, load, mean, parser, psnr, write
+from benchmarks.methods import fit_shared
+from denoise_core.methods import zs_fit
+
+SIDE = 256
+
+
+def screenshot() -> Pixels:
+    """Flat panels, and rows of strokes one pixel wide like letters."""
+    rng = np.random.default_rng(1)
+    image = np.full((SIDE, SIDE, 3), 0.94, np.float32)
+    image[:24] = 0.2, 0.3, 0.5
+    image[24:, :56] = 0.85, 0.87, 0.9
+    for top in range(36, SIDE - 10, 14):
+        for left in range(64, SIDE - 12, 7):
+            if rng.random() < 0.85:
+                strokes = rng.random((9, 5)) < 0.45
+                image[top : top + 9, left : left + 5][strokes] = 0.05
+    image[60:64, 8:48] = image[100:120, 8:48] = 0.1, 0.5, 0.9
+    return image
+
+
+def night() -> Pixels:
+    """Black, with few stars."""
+    rng = np.random.default_rng(2)
+    image = np.full((SIDE, SIDE, 3), 0.01, np.float32)
+    for row, column in rng.integers(2, SIDE - 2, (60, 2)):
+        image[row, column] = rng.uniform(0.4, 1)
+        image[row - 1 : row + 2, column] += 0.15
+        image[row, column - 1 : column + 2] += 0.15
+    return np.clip(image, 0, 1)
+
+
+def texture() -> Pixels:
+    """Noise-like, at all scales down to one pixel, and the same in all channels."""
+    rng = np.random.default_rng(3)
+    waves = np.fft.fft2(rng.standard_normal((SIDE, SIDE)))
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.fftfreq(SIDE)))
+    grey = np.fft.ifft2(waves / np.maximum(frequency, 0.02) ** 0.5).real
+    grey = np.clip(0.5 + 0.2 * grey / grey.std(), 0, 1)
+    return np.repeat(grey[..., None], 3, axis=2).astype(np.float32)
+
+
+def drawing() -> Pixels:
+    """Smooth shades and a disc."""
+    y, x = np.mgrid[:SIDE, :SIDE] / np.float32(SIDE)
+    image = np.stack([x, y, 1 - x * y], axis=2).astype(np.float32)
+    image[(x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.05] = 0.9, 0.2, 0.1
+    return image
+
+
+def directory() -> list[tuple[Sample, str]]:
+    """The images and their noise."""
+    photographs = load("samples", crop=SIDE)
+    drawn = {"screenshot": screenshot, "night": night, "texture": texture}
+    faint, clean = load("kodak24", crop=SIDE, take="3")[1:]
+    return [
+        *((Sample(name, draw()), "gauss:50") for name, draw in drawn.items()),
+        *((sample, "gauss:50") for sample in photographs),
+        (Sample(f"{faint.name} faint", faint.clean), "gauss:5"),
+        (Sample("drawing", drawing()), "none"),
+        (Sample(f"{clean.name} clean", clean.clean), "none"),
+    ]
+
+
+def gain(directory_db: float, image_db: float) -> float:
+    """The difference in dB; 0 where both are the clean image."""
+    return 0.0 if directory_db == image_db else directory_db - image_db
+
+
+def main() -> int:
+    parse = parser(__doc__)
+    parse.add_argument("--preset", choices=list(zs_fit.PRESETS), default="fast")
+    parse.add_argument("--seeds", type=int, default=3)
+    parse.add_argument("--clip-noise", action="store_true")
+    options = parse.parse_args()
+    images = directory()
+    gains: dict[str, list[float]] = {sample.name: [] for sample, _ in images}
+    shown: dict[str, list[str]] = {sample.name: [] for sample, _ in images}
+    for seed in range(options.seeds):
+        all_noisy = [sample.noisy(kind, seed, clip=options.clip_noise) for sample, kind in images]
+        model = fit_shared(all_noisy, options.preset, seed)
+        found = {}
+        for scope, network in (("image", None), ("directory", model)):
+            found[scope] = in_pool(
+                lambda y: zs_fit.denoise(
+                    as_stack(y),
+                    preset=options.preset,
+                    seed=seed,  # noqa: B023 - called at once
+                    device=cpu(1),
+                    on_step=lambda _: None,
+                    model=network,  # noqa: B023
+                ),
+                all_noisy,
+            )
+        for (sample, _), alone, shared in zip(images, found["image"], found["directory"], strict=True):
+            dbs = psnr(sample.clean, alone.pixels), psnr(sample.clean, shared.pixels)
+            gains[sample.name].append(gain(dbs[1], dbs[0]))
+            shown[sample.name].append(f"{dbs[0]:.2f} {alone.kept} → {dbs[1]:.2f} {shared.kept}")
+    print(f"zs-fit {options.preset}: dB of scope image → scope directory; difference, worst of {options.seeds} seed(s)")
+    for sample, kind in images:
+        worst = min(gains[sample.name])
+        print(f"{sample.name:16}{kind:9} {worst:+.3f} dB   {'; '.join(shown[sample.name])}")
+    name, worst = min(((name, min(values)) for name, values in gains.items()), key=lambda found: found[1])
+    average = mean(value for values in gains.values() for value in values if math.isfinite(value))
+    print(f"worst: {name}, {worst:+.3f} dB; mean {average:+.3f} dB")
+    document = {**vars(options), "gains": gains, "shown": shown, "worst": worst, "worst_image": name, "mean": average}
+    print(f"→ {write(f'hostile-{options.preset}' + '-clipped' * options.clip_noise, document)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

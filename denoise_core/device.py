@@ -91,3 +91,12 @@ def _container_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None
         return None if quota == "max" else max(1, -(-int(quota) // int(period)))
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def make_deterministic(device: Device) -> None:
+    """On a GPU, have cuDNN choose algorithms that give the same bytes for the same seed; on a CPU they do."""
+    if device.name != "cpu":
+        import torch
+
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False

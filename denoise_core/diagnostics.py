@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ PATCH = 8
 STRIDES = (3, 2, 1)  # the paper's, and closer ones for small images
 ENOUGH, LEAST = 20, 8  # patches for each of their dimensions; with fewer, the eigenvalues spread and σ comes out low
 MOST_PATCHES = 100_000
+ROWS = 256  # looked at at once, so that a large image takes no more memory
 
 
 def sigma_estimate(noisy: Image) -> float | None:
@@ -126,13 +128,27 @@ def residual_autocorrelation(noisy: Image, denoised: Image) -> float | None:
     before, after = (image.reshape(height, width, -1) for image in (noisy, denoised))
     found = []
     for channel in range(before.shape[2]):
-        residual = before[..., channel].astype(np.float64) - after[..., channel].astype(np.float64)
-        residual -= residual.mean()
-        variance = float(np.square(residual).mean())
-        if not math.isfinite(variance):
+        x, y = before[..., channel], after[..., channel]
+        mean = sum(float(residual.sum()) for residual, _ in _residuals(x, y)) / (height * width)
+        squares = across = down = 0.0
+        for residual, below in _residuals(x, y):
+            centred = residual - mean
+            squares += float(np.square(centred).sum())
+            across += float((centred[:, 1:] * centred[:, :-1]).sum())
+            down += float((centred[1:] * centred[:-1]).sum())
+            if below is not None:
+                down += float((centred[-1] * (below - mean)).sum())
+        if not math.isfinite(squares):
             return None
-        if variance > 0:
-            across = float((residual[:, 1:] * residual[:, :-1]).mean())
-            down = float((residual[1:] * residual[:-1]).mean())
-            found.append((across + down) / (2 * variance))
+        if squares > 0:
+            means = across / (height * (width - 1)) + down / ((height - 1) * width)
+            found.append(means / (2 * squares / (height * width)))
     return sum(found) / len(found) if found else None
+
+
+def _residuals(before: Image, after: Image) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]]:
+    """The residual of (H, W) images, `ROWS` rows at a time, and the row below, None at the lower edge."""
+    for top in range(0, len(before), ROWS):
+        rows = slice(top, top + ROWS + 1)
+        residual = before[rows].astype(np.float64) - after[rows].astype(np.float64)
+        yield residual[:ROWS], residual[ROWS] if len(residual) > ROWS else None

@@ -78,7 +78,7 @@ def _check_apart(source: Path, written: Path) -> None:
 
 
 def _check_writable(output: Path) -> None:
-    for folder in (output / "images", output / "runs"):
+    for folder in (output / "images", output / "runs", output / "models"):
         if folder.exists() and not folder.is_dir():
             raise StartError(f"OUTPUT: {folder} is in the way: a folder is wanted there")
     for file in (output / "results.parquet", output / "report.html"):
@@ -86,7 +86,7 @@ def _check_writable(output: Path) -> None:
             raise StartError(f"OUTPUT: the folder {file} is in the way: a file is wanted there")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        for folder in (output, output / "images", output / "runs"):
+        for folder in (output, output / "images", output / "runs", output / "models"):
             if folder.exists():
                 with tempfile.TemporaryFile(dir=folder):
                     pass

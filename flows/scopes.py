@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from denoise_core.errors import DenoiseError
 from flows.config import OnExisting, RunConfig, Scope
 from flows.errors import StartError
-from tasks.denoise import load_model
+from tasks import activity
 from tasks.faults import interrupt, sentence
-from tasks.fit import LEAST_IMAGES, by_kind, fit_directory, model_path
+from tasks.fit import LEAST_IMAGES, MOST_IMAGES, by_kind, fit_directory, model_path, sample_of
 from tasks.scan import Scan
 from tasks.settings import Settings
 from tasks.work import Source
+
+TOLD_SECONDS = 10.0
 
 
 def resolve(config: RunConfig, found: Scan) -> tuple[str, str]:
@@ -26,7 +31,7 @@ def resolve(config: RunConfig, found: Scan) -> tuple[str, str]:
     kinds = by_kind(found.todo)
     counts = " and ".join(f"{len(sources)} of {channels} channel(s)" for channels, sources in kinds.items())
     redo = config.on_existing is OnExisting.OVERWRITE
-    if not redo and any(_is_model(model_path(config.output.resolve(), config.digest(), n)) for n in kinds):
+    if not redo and any(_model(model_path(config.output.resolve(), config.digest(), n), n) for n in kinds):
         return Scope.DIRECTORY.value, "an earlier run left a network for images of this kind"
     if max(map(len, kinds.values()), default=0) >= LEAST_IMAGES:
         return Scope.DIRECTORY.value, f"there are {LEAST_IMAGES} or more images of one kind to do: {counts}"
@@ -35,25 +40,26 @@ def resolve(config: RunConfig, found: Scan) -> tuple[str, str]:
     return (Scope.STACK if stacks else Scope.IMAGE).value, fewer
 
 
-def given(path: Path) -> tuple[tuple[int, Path], ...]:
-    """The networks in a file or folder, by their channels.
+def given(path: Path) -> tuple[tuple[int, Path, str], ...]:
+    """The networks in a file or folder: channels, file and its SHA-256.
 
     Raises:
         StartError: one of them is no network of zs-fit, or two are for images of as many channels.
     """
-    models: dict[int, Path] = {}
+    from denoise_core.methods.zs_fit.model import read_model
+
+    models: dict[int, tuple[Path, str]] = {}
     for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
         try:
-            fitted, _ = load_model(file, file.stat().st_mtime_ns)
+            fitted, digest = read_model(file)
         except (DenoiseError, OSError) as error:
             raise StartError(f"--model: {file}: {sentence(error)}") from None
         channels = fitted.layout.channels
         if channels in models:
-            raise StartError(
-                f"--model: {models[channels]} and {file} are both for {channels} channel(s); give one of them"
-            )
-        models[channels] = file
-    return tuple(models.items())
+            first = models[channels][0]
+            raise StartError(f"--model: {first} and {file} are both for {channels} channel(s); give one of them")
+        models[channels] = file, digest
+    return tuple((channels, *found) for channels, found in models.items())
 
 
 def fit_models(settings: Settings, found: Scan, *, redo: bool, announce: Callable[[str], None]) -> Settings:
@@ -66,32 +72,48 @@ def fit_models(settings: Settings, found: Scan, *, redo: bool, announce: Callabl
         if interrupt.is_set():
             break
         path = model_path(settings.output, settings.config_digest, channels)
-        if not redo and _is_model(path):
+        kept = None if redo else _model(path, channels)
+        if kept is not None:
             announce(f"the network of an earlier run serves images of {channels} channel(s): {path.name}")
-            models.append((channels, path))
         elif len(sources) >= LEAST_IMAGES or settings.scope_was_asked:
             announce(f"fitting one network for {len(sources)} images of {channels} channel(s)")
-            fitted = _fit(sources, settings, channels, announce)
-            if fitted is not None:
-                models.append((channels, fitted))
+            kept = _fit(sources, settings, channels, announce)
+        if kept is not None:
+            models.append((channels, *kept))
     return replace(settings, models=tuple(models))
 
 
-def _fit(sources: list[Source], settings: Settings, channels: int, announce: Callable[[str], None]) -> Path | None:
-    state = fit_directory(sources, settings, channels=channels, images=len(sources), return_state=True)
+def _fit(
+    sources: list[Source], settings: Settings, channels: int, announce: Callable[[str], None]
+) -> tuple[Path, str] | None:
+    """Fit in the background, and tell now and then how far it is."""
+    chosen = sample_of(sources, MOST_IMAGES[settings.preset], settings.seed)
+    future: Any = fit_directory.submit(chosen, settings, channels=channels, images=len(sources))
+    told = time.monotonic()
+    while not wait([future.wrapped_future], timeout=0.25).done:
+        if time.monotonic() - told > TOLD_SECONDS and not interrupt.is_set():
+            told = time.monotonic()
+            share, waiting = activity.glance()
+            announce(f"waiting for {waiting}" if waiting else f"fitting: {100 * share:.0f} %")
     if interrupt.is_set():
         return None
-    path: object = state.result(raise_on_failure=False)
-    if isinstance(path, Path):
-        return path
-    why = sentence(path) if isinstance(path, BaseException) else "none of them has noise that it can be fitted to"
+    fault: object = future.wrapped_future.exception()
+    if fault is None:
+        future.wait()
+        fault = future.state.result(raise_on_failure=False)
+    if isinstance(fault, tuple):
+        return fault
+    why = sentence(fault) if isinstance(fault, BaseException) else "none of them has noise that it can be fitted to"
     announce(f"no network for images of {channels} channel(s), each gets its own: {why}")
     return None
 
 
-def _is_model(path: Path) -> bool:
+def _model(path: Path, channels: int) -> tuple[Path, str] | None:
+    """The file and its SHA-256, if it holds a network for so many channels."""
+    from denoise_core.methods.zs_fit.model import read_model
+
     try:
-        load_model(path, path.stat().st_mtime_ns)
+        fitted, digest = read_model(path)
     except (DenoiseError, OSError):
-        return False
-    return True
+        return None
+    return (path, digest) if fitted.layout.channels == channels else None

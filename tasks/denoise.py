@@ -79,9 +79,9 @@ def _zs_fit(work: Work, settings: Settings) -> None:
     channels = work.noisy.shape[3]
     path = settings.model(channels)
     if path is None and settings.given_model:
-        kinds = " and ".join(str(number) for number, _ in settings.models)
+        kinds = " and ".join(str(number) for number, _, _ in settings.models)
         raise NoModel(f"the image has {channels} channels, and the model is for {kinds}")
-    model, digest = (None, None) if path is None else load_model(path, path.stat().st_mtime_ns)
+    model, digest = (None, None) if path is None else (load_model(*path), path[1])
     frames = [work.noisy] if settings.scope != "image" else np.split(work.noisy, len(work.noisy))
     found = []
     for number, frame in enumerate(frames):
@@ -103,7 +103,7 @@ def _zs_fit(work: Work, settings: Settings) -> None:
     noise = found[0].noise
     top = 1.0 if work.image is None else float(np.iinfo(work.image.pixels.dtype).max)
     scope = settings.scope
-    if scope == "directory" and path is None:
+    if (scope == "stack" and len(work.noisy) == 1) or (scope == "directory" and path is None):
         scope = "stack" if len(work.noisy) > 1 else "image"
     fill(
         work.row,
@@ -114,7 +114,7 @@ def _zs_fit(work: Work, settings: Settings) -> None:
         noise_gain=None if noise is None else noise.gain * top,
         noise_offset=None if noise is None else noise.offset * top**2,
         steps=steps or None,
-        restarts=sum(result.restarts for result in found) if steps else None,
+        restarts=sum(result.restarts for result in found) if steps or any(r.restarts for r in found) else None,
         fit_seconds=sum(result.fit_seconds for result in found),
         denoise_seconds=sum(result.denoise_seconds for result in found),
     )
@@ -157,11 +157,14 @@ def _tell(work: Work, frame: int, frames: int, step: methods.Step) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def load_model(path: Path, changed: int) -> tuple[Fitted, str]:  # noqa: ARG001 - a changed file is another model
-    """The network in a file and the file's SHA-256; kept in memory until the file's time stamp changes."""
+def load_model(path: Path, sha256: str) -> Fitted:
+    """The network in a file, which must still be the one with this SHA-256; kept in memory."""
     from denoise_core.methods.zs_fit.model import read_model
 
-    return read_model(path)
+    fitted, found = read_model(path)
+    if found != sha256:
+        raise NoModel(f"the model {path.name} changed while the run went on")
+    return fitted
 
 
 def _check_memory(shape: tuple[int, ...], settings: Settings) -> None:

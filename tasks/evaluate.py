@@ -29,18 +29,18 @@ def _evaluate(work: Work) -> None:
     dtype = work.image.pixels.dtype
     top = float(np.iinfo(dtype).max)
     pixels, clipped = from_float(work.denoised, dtype)
-    written = to_float(pixels)
     work.pixels = pixels.reshape(work.image.pixels.shape)
     fill(
         work.row,
         clipped_fraction=clipped,
         mean_noisy=float(work.noisy.mean(dtype=np.float64)) * top,
-        mean_denoised=float(written.mean(dtype=np.float64)) * top,
+        mean_denoised=float(pixels.mean(dtype=np.float64)),
         residual_autocorrelation=_over_frames(diagnostics.residual_autocorrelation, work.noisy, work.denoised),
     )
     sigma = _over_frames(diagnostics.sigma_estimate, work.noisy)
     fill(work.row, sigma_estimate=None if sigma is None else sigma * top)
     if work.clean is not None:
+        written = to_float(pixels)
         fill(
             work.row,
             data_range=top,

@@ -55,8 +55,12 @@ def model_path(output: Path, config_digest: str, channels: int) -> Path:
 
 
 @task(name="fit", **{**CHUNK, "task_run_name": "fit {images} images of {channels} channel(s)"})
-def fit_directory(sources: Sequence[Source], settings: Settings, *, channels: int, images: int) -> Path | None:
-    """Fit one network to the images and write it; ``None`` where none of them can be fitted to.
+def fit_directory(
+    chosen: Sequence[Source], settings: Settings, *, channels: int, images: int
+) -> tuple[Path, str] | None:
+    """Fit one network to the chosen of so many images and write it: its file and SHA-256.
+
+    ``None`` where none of them can be fitted to.
 
     Raises:
         FitDiverged: the fit ended worse than the noisy images, twice.
@@ -64,7 +68,6 @@ def fit_directory(sources: Sequence[Source], settings: Settings, *, channels: in
     from denoise_core.methods import zs_fit
     from denoise_core.methods.zs_fit.model import write_model
 
-    chosen = sample_of(sources, MOST_IMAGES[settings.preset], settings.seed)
     log.info("fitting one network to %d of %d images of %d channel(s)", len(chosen), images, channels)
     name = f"the network for {images} images"
     with hold_slot(settings), activity.on(name):
@@ -90,8 +93,7 @@ def fit_directory(sources: Sequence[Source], settings: Settings, *, channels: in
         "run_id": settings.run_id,
         "fitted_to": {source.name.encode("utf-8", "backslashreplace").decode(): source.sha256 for source in chosen},
     }
-    write_model(path, fitted, about)
-    return path
+    return path, write_model(path, fitted, about)
 
 
 def _noisy(source: Source, settings: Settings) -> Pixels | None:

@@ -29,12 +29,12 @@ class Settings:
     limit_name: str | None  # the global concurrency limit on a real Prefect server; None on the embedded one
     scope: str = "image"  # or stack or directory: what one fit serves
     scope_was_asked: bool = False  # by name, not auto
-    models: tuple[tuple[int, Path], ...] = ()  # networks of zs-fit to apply: channels and file
+    models: tuple[tuple[int, Path, str], ...] = ()  # networks of zs-fit to apply: channels, file and its SHA-256
     given_model: bool = False  # the models were given by the user, and images are not fitted to
 
-    def model(self, channels: int) -> Path | None:
-        """The network for images of so many channels."""
-        return dict(self.models).get(channels)
+    def model(self, channels: int) -> tuple[Path, str] | None:
+        """The file of the network for images of so many channels, and its SHA-256."""
+        return next((found[1:] for found in self.models if found[0] == channels), None)
 
     @property
     def images(self) -> Path:

@@ -71,7 +71,7 @@ ALIGN = math.lcm(FIRST.step, SECOND.step) * TILE * CELL[0]
 HALO = -(-(FIRST.reach + SECOND.reach) // ALIGN) * ALIGN
 
 
-def nl_bayes(z: Tensor) -> Tensor:
+def nl_bayes(z: Tensor, on_cell: Callable[[], None] = lambda: None) -> Tensor:
     """The image without its noise.
 
     A large image may come in bands of all columns: with `HALO` rows more above and below, or up to the image's edge,
@@ -82,6 +82,8 @@ def nl_bayes(z: Tensor) -> Tensor:
     z : (C, H, W) float32
         In units of the noise, which is white and Gaussian with standard deviation 1. Intensities near 0 lose least to
         rounding. Channels may be colours or the frames of a stack: what they share is found out.
+    on_cell : callable
+        Called some ten times a second; whatever it raises ends the work.
 
     Returns
     -------
@@ -100,8 +102,8 @@ def nl_bayes(z: Tensor) -> Tensor:
     with torch.no_grad():
         rotation = _dct(z.shape[0]).to(z.device)
         noisy = torch.tensordot(rotation, z, dims=1)
-        basic = _run(noisy, None, FIRST)
-        noise = noisy - _run(noisy, basic, SECOND)
+        basic = _run(noisy, None, FIRST, on_cell)
+        noise = noisy - _run(noisy, basic, SECOND, on_cell)
         denoised: Tensor = z - torch.tensordot(rotation.T, noise, dims=1)
         return denoised
 
@@ -114,7 +116,7 @@ def _dct(n: int) -> Tensor:
     return dct.float()
 
 
-def _run(noisy: Tensor, basic: Tensor | None, p: Pass) -> Tensor:
+def _run(noisy: Tensor, basic: Tensor | None, p: Pass, on_cell: Callable[[], None] = lambda: None) -> Tensor:
     """One pass over `noisy` (C, H, W): the first, or with its result `basic` the second."""
     channels, height, width = noisy.shape
     noisy = _to_grid(noisy, p)
@@ -122,6 +124,7 @@ def _run(noisy: Tensor, basic: Tensor | None, p: Pass) -> Tensor:
     matcher = _Matcher(guide, p)
     out = noisy.new_zeros(channels + 1, *noisy.shape[1:])
     for cell in matcher.cells():
+        on_cell()
         table = _patches(noisy, cell, p.patch)
         clean = None if basic is None else _patches(guide, cell, p.patch)
         total, weights = torch.zeros_like(table), table.new_zeros(table.shape[0])

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from denoise_core.device import Device
+from denoise_core.device import Device, make_deterministic
 from denoise_core.methods import Denoised, FitDiverged, OnStep, Pixels, Step
 from denoise_core.methods.turns import turn, turn_back
 
@@ -199,9 +199,7 @@ def fit(y: Tensor, preset: str, seed: int, device: Device, on_step: OnStep) -> t
     FitDiverged
         When the loss did not stay finite, nor from other weights at half the learning rate.
     """
-    if y.is_cuda:
-        torch.backends.cudnn.deterministic = True  # the same seed must give the same bytes
-        torch.backends.cudnn.benchmark = False
+    make_deterministic(device)
     value = math.nan
     for attempt in range(2):
         generator = torch.Generator().manual_seed(derived_seed(seed, attempt))

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
+import flows.scopes
+import tasks.denoise
 import tasks.fit
 from denoise_core.methods import zs_fit
+from denoise_core.methods.zs_fit.model import read_model, write_model
 from flows.cli import main
 from tasks import table
+from tasks.faults import interrupt
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -67,8 +72,13 @@ def test_a_directory_gets_one_network_that_is_kept_and_serves_again(
     about = json.loads(model.with_suffix(".json").read_text())
     assert set(about["fitted_to"]) == {f"{n}.png" for n in range(5)}
     assert {row["scope"] for name, row in rows.items() if name != "grey.png"} == {"directory"}
-    assert {row["kept"] for name, row in rows.items() if name != "grey.png"} <= {"model", "refined", "estimate"}
-    assert {row["model_sha256"] for name, row in rows.items() if name != "grey.png"} == {about["weights_sha256"]}
+    assert {row["kept"] for name, row in rows.items() if name != "grey.png"} <= {
+        "fitted",
+        "model",
+        "refined",
+        "estimate",
+    }
+    assert {row["model_sha256"] for name, row in rows.items() if name != "grey.png"} == {about["file_sha256"]}
     assert (rows["grey.png"]["scope"], rows["grey.png"]["model_sha256"]) == ("image", None)
     for row in rows.values():
         assert row["psnr_denoised_db"] > row["psnr_noisy_db"] + 7
@@ -190,3 +200,43 @@ def test_every_method_takes_stacks(
     assert row["axes"] == "ZYX"
     assert row["psnr_denoised_db"] >= row["psnr_noisy_db"] - 0.1
     assert tifffile.imread(tmp_path / "out" / "images" / "z.tif").shape == (3, 64, 64)
+
+
+def test_a_stop_during_the_fit_reports_and_the_next_run_goes_on(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, undisturbed = zs_fit.fit_directory, tmp_path / "undisturbed"
+    assert run(photos, undisturbed, "--noise", "gauss:25") == 0
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        interrupt.set()
+        return fit(*arguments, **options)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(zs_fit, "fit_directory", stopped)
+        assert run(photos, out, "--noise", "gauss:25") == 130
+    assert "Traceback" not in capfd.readouterr().err
+    assert (out / "results.parquet").is_file()
+    assert (out / "report.html").is_file()
+    assert run(photos, out, "--noise", "gauss:25") == 0
+    assert digests(out) == digests(undisturbed)
+
+
+def test_a_model_that_changes_while_the_run_goes_on_is_not_applied(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(photos, tmp_path / "out", "--noise", "gauss:25") == 0
+    (model,) = (tmp_path / "out" / "models").glob("*.safetensors")
+    given = flows.scopes.given
+
+    def then_changed(path: Path) -> Any:
+        found = given(path)
+        fitted, _ = read_model(path)
+        write_model(path, replace(fitted, weights=fitted.weights + 1), {})
+        tasks.denoise.load_model.cache_clear()
+        return found
+
+    monkeypatch.setattr(flows.scopes, "given", then_changed)
+    assert run(photos, tmp_path / "other", "--noise", "gauss:25", "--model", model) == 1
+    assert "changed while the run went on" in rows_of(tmp_path / "other")["0.png"]["error"]

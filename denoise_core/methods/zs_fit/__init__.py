@@ -4,8 +4,8 @@
 2. `nl_bayes` gives the non-local estimate; of the frames of a stack together, where that proves better.
 3. A network that corrects it is fitted to recorrupted windows (`pairs`, `fit`): of one image, of the frames of a stack,
    or of the images of a directory.
-4. What the fit is worth is measured on windows that it did not see, against noise that it did not see. The network is
-   used only where it wins there; `Result.kept` says what was used.
+4. What the fit is worth is measured on rows that no fit saw, against recorrupted copies of them. The network is used only
+   where it wins there significantly; `Result.kept` says what was used.
 5. The result is mapped back to the image's own intensities.
 
 No clean image and no weights from elsewhere take part.
@@ -13,11 +13,11 @@ No clean image and no weights from elsewhere take part.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +27,8 @@ from denoise_core.methods.zs_fit.application import apply
 from denoise_core.methods.zs_fit.fitting import Fitted, Plan, derived_seed, fit, in_threads
 from denoise_core.methods.zs_fit.network import self_ensemble, unpack
 from denoise_core.methods.zs_fit.noise_level import NoiseLevel
-from denoise_core.methods.zs_fit.pairs import Pair, held_out_errors
-from denoise_core.methods.zs_fit.prepared import prepare
+from denoise_core.methods.zs_fit.pairs import Pair, held_out_errors, wins
+from denoise_core.methods.zs_fit.prepared import alike, prepare
 
 MIN_SIZE = 8  # one patch of the noise estimate
 
@@ -43,27 +43,27 @@ class Preset:
     shared: Plan  # on a directory
     shared_windows: int
     shared_copies: int
-    refine: Plan  # of the directory's network, on one image; its layout is the directory's
+    refine: Plan  # of the directory's network, on one image; the layout is that network's
 
 
 PRESETS = {
     "fast": Preset(
         own=Plan(width=16, layers=3, steps=200, crops=4, rate=5e-4, kernel_rate=3e-3),
-        own_windows=1,
-        own_copies=2,
-        shared=Plan(width=48, layers=5, steps=600, crops=4, rate=2e-3, kernel_rate=2e-2),
+        own_windows=4,
+        own_copies=1,
+        shared=Plan(width=32, layers=4, steps=600, crops=4, rate=1e-3, kernel_rate=1e-2),
         shared_windows=24,
         shared_copies=2,
-        refine=Plan(width=48, layers=5, steps=60, crops=4, rate=2e-4, kernel_rate=1e-3),
+        refine=Plan(width=32, layers=4, steps=60, crops=4, rate=2e-4, kernel_rate=1e-3),
     ),
     "best": Preset(
         own=Plan(width=32, layers=4, steps=800, crops=8, rate=1e-3, kernel_rate=5e-3),
         own_windows=4,
         own_copies=3,
-        shared=Plan(width=48, layers=8, steps=3000, crops=8, rate=2e-3, kernel_rate=2e-2),
+        shared=Plan(width=64, layers=6, steps=1500, crops=4, rate=1e-3, kernel_rate=1e-2),
         shared_windows=96,
-        shared_copies=2,
-        refine=Plan(width=48, layers=8, steps=200, crops=8, rate=3e-4, kernel_rate=2e-3),
+        shared_copies=3,
+        refine=Plan(width=64, layers=6, steps=200, crops=8, rate=3e-4, kernel_rate=2e-3),
     ),
 }
 
@@ -106,7 +106,7 @@ def denoise(
     Parameters
     ----------
     noisy : (F, H, W, C) float32
-        On any scale, finite, H and W at least `MIN_SIZE`. The noise of all frames must be of one level.
+        On any scale, finite, H and W at least `MIN_SIZE`. Frames whose noise levels differ are done one by one.
     preset : str
         "fast" or "best".
     seed : int
@@ -131,6 +131,9 @@ def denoise(
     if model is not None and model.layout.channels != channels:
         raise ValueError(f"The model is for images of {model.layout.channels} channels, and this one has {channels}.")
     started = time.perf_counter()
+    if len(noisy) > 1 and not alike(noisy):
+        options = {"preset": preset, "seed": seed, "device": device, "model": model, "fit_own": False}
+        return _frame_by_frame(noisy, on_step, lambda frame, tell: denoise(frame, on_step=tell, **options))  # type: ignore[arg-type]
     noise, prepared = prepare(noisy, device)
     if prepared is None:
         return Result(noisy.copy(), NOISY, noise, 1, 0, 0, time.perf_counter() - started, 0.0)
@@ -155,6 +158,9 @@ def denoise(
         device=device,
         on_share=lambda s: show(Step(round(100 * s), 100, None)),
     )
+    np.clip(pixels, noisy.min(), noisy.max(), out=pixels)  # an average of noisy pixels lies between them
+    flat = (noisy == noisy[:, :1, :1]).all(axis=(1, 2, 3))
+    pixels[flat] = noisy[flat]  # a closed shutter, an overflow: neighbours have nothing to tell of it
     done_at = time.perf_counter()
     return Result(pixels, kept, noise, window, steps, restarts, fitted_at - started, done_at - fitted_at)
 
@@ -174,7 +180,10 @@ def fit_directory(
     """
     plans = PRESETS[preset]
     share = _Share(on_step)
-    each = max(1, plans.shared_windows // max(1, len(samples)))
+    each = -(-plans.shared_windows // max(1, len(samples)))
+
+    def on_window(_: Step) -> None:
+        show(Step(looked_at, len(samples), None))
 
     def windows_of(number: int) -> list[Pair]:
         noisy = samples[number]()
@@ -182,8 +191,9 @@ def fit_directory(
         if prepared is None or not prepared.can_be_fitted_to:
             return []
         generator = torch.Generator().manual_seed(derived_seed("directory", seed, number))
-        return prepared.pairs(each, plans.shared_copies, window=1, generator=generator, on_step=lambda _: None)
+        return prepared.pairs(each, plans.shared_copies, window=1, generator=generator, on_step=on_window)
 
+    looked_at = 0
     pairs: list[Pair] = []
     show = share.part(0, 0.6)
     with in_threads(device.threads if device.name == "cpu" else 1) as run:
@@ -200,6 +210,23 @@ def estimate_only(noisy: Pixels, *, device: Device, on_step: OnStep) -> Result:
     return denoise(noisy, preset="fast", seed=0, device=device, on_step=on_step, fit_own=False, together=False)
 
 
+def _frame_by_frame(noisy: Pixels, on_step: OnStep, one: Callable[[Pixels, OnStep], Result]) -> Result:
+    """The frames one after another, as one result: what most of them kept, and the noise of the middle one."""
+    share = _Share(on_step)
+    found = [one(noisy[i : i + 1], share.part(i / len(noisy), (i + 1) / len(noisy))) for i in range(len(noisy))]
+    kept = [result.kept for result in found]
+    return Result(
+        np.concatenate([result.pixels for result in found]),
+        max(sorted(set(kept)), key=kept.count),
+        found[len(found) // 2].noise,
+        1,
+        sum(result.steps for result in found),
+        sum(result.restarts for result in found),
+        sum(result.fit_seconds for result in found),
+        sum(result.denoise_seconds for result in found),
+    )
+
+
 def _best(
     pairs: list[Pair],
     plans: Preset,
@@ -210,38 +237,39 @@ def _best(
     device: Device,
     on_step: OnStep,
 ) -> tuple[str, Fitted | None, int, int]:
-    """What to use, by the held-out loss: its name, its network, steps and restarts of the fit.
+    """What to use, by the held-out loss: its name, its network, and steps and restarts of the fits.
 
-    Whatever was fitted has to win by more than one standard error.
+    Of the networks that win significantly over the estimate, the one with the least error; if none does, the estimate.
     """
     steps = restarts = 0
-    candidates: list[tuple[str, Fitted | None]] = [(ESTIMATE, None)]
-    if model is not None:
-        candidates.append((MODEL, model))
+    networks: dict[str, Fitted] = {}
+    fits: dict[str, tuple[Plan, Fitted | None]] = {}
     if fit_own:
-        plan = (
-            plans.own if model is None else replace(plans.refine, width=model.layout.width, layers=model.layout.layers)
-        )
+        fits[FITTED] = (plans.own, None)
+    if model is not None:
+        networks[MODEL] = model
+        if fit_own:
+            fits[REFINED] = (plans.refine, model)
+    share = _Share(on_step)
+    for number, (name, (plan, start)) in enumerate(fits.items()):
+        show = share.part(number / len(fits), (number + 1) / len(fits))
         try:
-            own = fit(pairs, plan, seed=seed, device=device, on_step=on_step, start=model)
+            networks[name] = fit(pairs, plan, seed=seed, device=device, on_step=show, start=start)
         except FitDiverged:
-            restarts = 1
+            restarts += 2
         else:
-            steps, restarts = own.steps, own.restarts
-            candidates.append((REFINED if model is not None else FITTED, own))
-    name, network = candidates[0]
-    errors = _held_out(pairs, network, device)
-    for other_name, other in candidates[1:]:
-        other_errors = _held_out(pairs, other, device)
-        gain = errors - other_errors
-        margin = float(gain.std()) / math.sqrt(gain.numel())
-        if float(gain.mean()) > margin:
-            name, network, errors = other_name, other, other_errors
-    return name, network, steps, restarts
+            steps, restarts = steps + networks[name].steps, restarts + networks[name].restarts
+    kept, errors = ESTIMATE, _held_out(pairs, None, device)
+    least = errors.mean()
+    for name, network in networks.items():
+        found = _held_out(pairs, network, device)
+        if wins(found, errors) and found.mean() < least:
+            kept, least = name, found.mean()
+    return kept, networks.get(kept), steps, restarts
 
 
 def _held_out(pairs: list[Pair], network: Fitted | None, device: Device) -> Tensor:
-    """The squared errors of a network, or of the estimate alone, on what was kept from the fit; flat, over all pairs."""
+    """The errors of a network, or of the estimate alone, in blocks of what was kept from the fits, over all pairs."""
     errors = []
     with torch.inference_mode():
         parameters = None

@@ -1,11 +1,13 @@
-"""Applying the non-local estimate and a fitted network to images and stacks of any size, band by band."""
+"""Applying the non-local estimate and a fitted network to images and stacks of any size, part by part."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from denoise_core.device import Device
@@ -15,8 +17,23 @@ from denoise_core.methods.zs_fit.fitting import Fitted, in_threads
 from denoise_core.methods.zs_fit.network import self_ensemble, unpack
 from denoise_core.methods.zs_fit.noise_level import Stabiliser
 
-BAND_VALUES = 8_000_000  # of one band of all frames and channels, its margins not counted: bounds the memory
+PART_VALUES = 4_000_000  # of one part, its margins not counted: bounds the memory
+HOPS = 4  # half windows that the frames of one part span
 TILE = ALIGN, 512  # rows and columns that the network takes at once: bands hold whole tiles, and its maps stay in cache
+
+# Where frames that are estimated together differ by more than noise, what is taken away is no longer white: its
+# correlation with its neighbours, over 15 x 15 pixels, has a standard deviation of about 0.03 in units of the noise.
+LOOKED_AT, REACH = 7, 4  # radius of that mean, and how far around a place that is not white single frames are taken
+WHITE, NOT_WHITE = 0.06, 0.12  # below the first the frames together, above the second the single frame, blended between
+
+
+class Part(NamedTuple):
+    """Rows `top` to `bottom` of the frames `first` to `last`."""
+
+    first: int
+    last: int
+    top: int
+    bottom: int
 
 
 def apply(
@@ -30,65 +47,109 @@ def apply(
 ) -> Pixels:
     """The denoised stack: noisy (F, H, W, C) to the same shape and scale, by the non-local estimate and `fitted`, if any.
 
-    `window` frames are estimated together; `on_share` is told how much is done, 0 to 1. The bands reach as far into each
-    other as a pixel's result depends on: cutting an image up changes nothing.
+    `window` frames are estimated together; `on_share` is told how much is done, 0 to 1. The parts reach as far into each
+    other as a pixel's result depends on: cutting a stack up changes nothing.
     """
     result = np.empty_like(noisy)
-    bands = list(bands_of(noisy.shape, device.threads if device.name == "cpu" else 1))
+    parts = list(parts_of(noisy.shape, window, device.threads if device.name == "cpu" else 1))
     parameters = None if fitted is None else unpack(fitted.layout, fitted.weights.to(device.name), _dtype(device))
     radius = 0 if fitted is None else fitted.layout.radius
+    done = 0
 
-    def work(band: tuple[int, int]) -> None:
-        top, bottom = band
-        first, last = max(0, top - HALO), min(noisy.shape[1], bottom + HALO)
-        z = to_tensor(stabiliser.forward(noisy[:, first:last])).to(device.name)
+    def work(part: Part) -> None:
+        above, below = max(0, part.top - HALO), min(noisy.shape[1], part.bottom + HALO)
+        starts = [s for s in _starts(len(noisy), window) if s < part.last and s + window > part.first]
+        before, after = starts[0], starts[-1] + min(window, len(noisy))
+        z = to_tensor(stabiliser.forward(noisy[before:after, above:below])).to(device.name)
+        inside = slice(part.top - above, part.bottom - above)
         with torch.inference_mode():
-            estimate = estimated(z, window)
-            inside = slice(top - first, bottom - first)
-            for frame in range(len(z)):
-                found = estimate[frame, :, inside]
+            estimate = _estimated(z, window, [start - before for start in starts], lambda: on_share(done / len(parts)))
+            for frame in range(part.first, part.last):
+                found = estimate[frame - before, :, inside]
                 if parameters is not None:
-                    found = _corrected(parameters, z[frame], estimate[frame], inside, radius)
-                pixels = found.permute(1, 2, 0).cpu().numpy()
-                result[frame, top:bottom] = stabiliser.back(pixels)
+                    found = _corrected(parameters, z[frame - before], estimate[frame - before], inside, radius)
+                result[frame, part.top : part.bottom] = stabiliser.back(found.permute(1, 2, 0).cpu().numpy())
 
-    # Bands side by side only where each has a core to itself: on a GPU they would only share its memory.
-    with in_threads(min(device.threads, len(bands)) if device.name == "cpu" else 1) as run:
-        for number, _ in enumerate(run(work, bands), start=1):
-            on_share(number / len(bands))
+    # Side by side only where each has a core to itself: on a GPU parts would only share its memory.
+    with in_threads(min(device.threads, len(parts)) if device.name == "cpu" else 1) as run:
+        for _ in run(work, parts):
+            done += 1
+            on_share(done / len(parts))
     return result
 
 
-def bands_of(shape: tuple[int, ...], threads: int) -> Iterator[tuple[int, int]]:
-    """First and last row of the bands of (F, H, W, C): one a thread at least, where each is well above its margins."""
+def parts_of(shape: tuple[int, ...], window: int, threads: int) -> Iterator[Part]:
+    """The parts of (F, H, W, C): one a thread at least, where each is well above its margins."""
     frames, height, width, channels = shape
-    rows = max(1, BAND_VALUES // (frames * width * channels) // ALIGN) * ALIGN
-    shared = -(-height // (threads * ALIGN)) * ALIGN
-    rows = min(rows, max(shared, 2 * HALO))
-    for top in range(0, height, rows):
-        yield top, min(top + rows, height)
+    together = 1 if window < 2 else min(frames, HOPS * _hop(window))
+    held = together if window < 2 else together + window
+    rows = PART_VALUES // (held * width * channels) // ALIGN * ALIGN
+    if frames <= together:
+        rows = min(rows, -(-height // (threads * ALIGN)) * ALIGN)
+    rows = max(rows, 2 * HALO)
+    for first in range(0, frames, together):
+        for top in range(0, height, rows):
+            yield Part(first, min(first + together, frames), top, min(top + rows, height))
 
 
-def estimated(z: Tensor, window: int) -> Tensor:
+def estimated(z: Tensor, window: int, check: Callable[[], None] = lambda: None) -> Tensor:
     """The non-local estimate of z (F, C, H, W), noise of variance 1, of `window` frames at a time; the same shape.
 
     Frames of one window are taken as channels of one image: groups of like patches then span them, and what stays the
-    same from frame to frame is averaged over all. Windows overlap by half and are blended.
+    same from frame to frame is averaged over all. Windows overlap by half and are blended. Where something moves, which
+    shows in what was taken away, the frame is estimated by itself. `check` is called every now and then, to stop by an error.
     """
+    return _estimated(z, window, _starts(len(z), window), check)
+
+
+def _hop(window: int) -> int:
+    return max(1, window // 2)
+
+
+def _starts(frames: int, window: int) -> list[int]:
+    """The first frames of all windows of a stack."""
+    if window < 2:
+        return [*range(frames)]
+    return [*range(0, max(0, frames - window), _hop(window)), max(0, frames - window)]
+
+
+def _estimated(z: Tensor, window: int, starts: list[int], check: Callable[[], None]) -> Tensor:
+    """`estimated` for windows from `starts`, which cover z; `check` is called every now and then, to stop by an error."""
     frames, channels = z.shape[:2]
     if window < 2 or frames == 1:
-        return torch.stack([nl_bayes(frame) for frame in z])
+        return torch.stack([nl_bayes(frame, check) for frame in z])
     window = min(window, frames)
-    hop = max(1, window // 2)
-    starts = [*range(0, frames - window, hop), frames - window]
     weights = torch.tensor([1.0 + min(i, window - 1 - i) for i in range(window)], device=z.device)
     total, weight = torch.zeros_like(z), z.new_zeros(frames)
     for start in starts:
         part = slice(start, start + window)
-        found = nl_bayes(z[part].flatten(0, 1)).view(window, channels, *z.shape[2:])
+        found = nl_bayes(z[part].flatten(0, 1), check).view(window, channels, *z.shape[2:])
         total[part] += found * weights[:, None, None, None]
         weight[part] += weights
-    return total / weight[:, None, None, None]
+    joint = total / weight[:, None, None, None]
+    alone = _share_alone(z - joint)
+    for frame in range(frames):
+        if bool(alone[frame].any()):
+            joint[frame] += alone[frame] * (nl_bayes(z[frame], check) - joint[frame])
+    return joint
+
+
+def _share_alone(residual: Tensor) -> Tensor:
+    """How much of each pixel to take from the frame's own estimate, 0 to 1: (F, C, H, W) to (F, 1, H, W)."""
+    height, width = residual.shape[2:]
+    likeness = torch.zeros_like(residual[:, :1])
+    lags = ((0, 1), (1, 0), (1, 1), (1, -1))
+    for down, right in lags:
+        product = (residual * residual.roll((-down, -right), (2, 3))).mean(dim=1, keepdim=True)
+        product[:, :, height - down :] = 0  # what came round from the other side
+        if right > 0:
+            product[..., width - 1 :] = 0
+        elif right < 0:
+            product[..., :1] = 0
+        likeness += product / len(lags)
+    local = F.avg_pool2d(likeness, 2 * LOOKED_AT + 1, 1, LOOKED_AT, count_include_pad=False)
+    around = F.max_pool2d(local, 2 * REACH + 1, 1, REACH)
+    return ((around - WHITE) / (NOT_WHITE - WHITE)).clamp(0, 1)
 
 
 def _corrected(parameters: list[Tensor], z: Tensor, estimate: Tensor, rows: slice, radius: int) -> Tensor:

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoise_core.device import Device
+from denoise_core.device import Device, make_deterministic
 from denoise_core.methods import FitDiverged, OnStep, Step
 from denoise_core.methods.zs_fit.network import Layout, corrected, initial_weights, pack_gradients, unpack
 from denoise_core.methods.zs_fit.optimiser import Optimiser
-from denoise_core.methods.zs_fit.pairs import TARGET_VARIANCE, Crops, Pair
+from denoise_core.methods.zs_fit.pairs import Crops, Pair
 
 GRAIN = 2
 """Crops whose gradient is computed at once. A step's grains are shared among threads and their gradients added in one
 order, so that the thread count changes no bit."""
 READ = 50  # steps between looks at the loss
-COLLAPSED = 1.0  # the loss, above the target's noise, of a result no better than the noisy image: the noise's variance
+COLLAPSED = 1.0  # above the loss of the estimate that is to be corrected: the noise's variance
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def fit(
 ) -> Fitted:
     """Fit a network to `pairs`; from the weights of `start`, or from random ones.
 
-    A fit whose loss is not finite, or that ends no better than the noisy images, is started again from other weights, at
-    half the rates.
+    A fit whose loss is not finite, or that ends far above that of the estimate it is to correct, is started again: from
+    other random weights, or from `start`, with other crops, at half the rates.
 
     Raises
     ------
@@ -70,6 +70,7 @@ def fit(
         When two starts failed.
     """
     layout = Layout(pairs[0].source.shape[0], plan.width, plan.layers) if start is None else start.layout
+    unfitted = sum(float(pair.loss(pair.estimate)) for pair in pairs) / len(pairs)
     loss = math.nan
     for attempt in range(2):
         generator = torch.Generator().manual_seed(derived_seed("weights", seed, attempt))
@@ -77,7 +78,7 @@ def fit(
         weights = weights.to(device.name)
         draws = derived_seed("crops", seed, attempt)
         loss = _descend(pairs, layout, weights, plan, rate=0.5**attempt, seed=draws, device=device, on_step=on_step)
-        if math.isfinite(loss) and loss < COLLAPSED + TARGET_VARIANCE:
+        if math.isfinite(loss) and loss < COLLAPSED + unfitted:
             return Fitted(layout, weights.cpu(), plan.steps, loss, attempt)
     raise FitDiverged(
         f"The fit's loss became {loss:.3g} from two starts: its result would be worse than the noisy image."
@@ -96,7 +97,15 @@ def _descend(
     on_step: OnStep,
 ) -> float:
     """Run the fit on `weights`, in place; the mean loss of the last steps, not finite where it diverged."""
-    optimiser = Optimiser(layout, weights, rate=plan.rate * rate, kernel_rate=plan.kernel_rate * rate, steps=plan.steps)
+    make_deterministic(device)
+    optimiser = Optimiser(
+        layout,
+        weights,
+        rate=plan.rate * rate,
+        kernel_rate=plan.kernel_rate * rate,
+        steps=plan.steps,
+        fast_in_bfloat16=device.precision == "bfloat16",
+    )
     dtype = torch.bfloat16 if device.precision == "bfloat16" else torch.float32
     on_cpu = device.name == "cpu"
     grain = min(GRAIN, plan.crops) if on_cpu else plan.crops

@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from denoise_core import __version__
 from denoise_core.errors import DenoiseError
@@ -37,14 +38,19 @@ def write_model(path: Path, fitted: Fitted, about: dict[str, Any]) -> str:
         "steps": fitted.steps,
         "loss": fitted.loss,
         "restarts": fitted.restarts,
+        "checksum": _checksum(fitted.weights),
     }
-    data = save({"weights": fitted.weights}, metadata={key: json.dumps(value) for key, value in facts.items()})
+    # One key, for safetensors keeps no order of keys: the same network is to be the same file.
+    data = save({"weights": fitted.weights}, metadata={"denoise-flows": json.dumps(facts)})
     digest = hashlib.sha256(data).hexdigest()
-    document = {**facts, "weights_sha256": digest, "software_version": __version__, **about}
-    # The document first: weights that are there are whole.
-    write_atomic(path.with_suffix(".json"), json.dumps(document, indent=2).encode())
     write_atomic(path, data)
+    document = {**facts, "file_sha256": digest, "software_version": __version__, **about}
+    write_atomic(path.with_suffix(".json"), json.dumps(document, indent=2).encode())
     return digest
+
+
+def _checksum(weights: Tensor) -> str:
+    return hashlib.sha256(weights.contiguous().numpy().tobytes()).hexdigest()
 
 
 def read_model(path: Path) -> tuple[Fitted, str]:
@@ -57,14 +63,16 @@ def read_model(path: Path) -> tuple[Fitted, str]:
     OSError
         For a file that cannot be read.
     """
-    if path.stat().st_size > MOST_BYTES:
-        raise ModelError("no model of zs-fit: the file is too large")
+    if not path.is_file() or path.stat().st_size > MOST_BYTES:
+        raise ModelError("no model of zs-fit: no regular file, or too large a one")
     data = path.read_bytes()
     try:
         weights = load(data)["weights"]
         length = int.from_bytes(data[:8], "little")
-        header: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
-        facts = {key: json.loads(value) for key, value in header.items()}
+        about = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("denoise-flows")
+        if about is None:
+            raise ModelError("no model of zs-fit: the file says nothing of a network")
+        facts = json.loads(about)
         if facts["format"] != FORMAT:
             raise ModelError(f"no model that this version reads: its format is {str(facts['format'])[:80]!r}")
         layout = Layout(**facts["layout"])
@@ -74,6 +82,6 @@ def read_model(path: Path) -> tuple[Fitted, str]:
         raise ModelError(f"no model of zs-fit: {words or type(error).__name__}") from error
     if weights.ndim != 1 or str(weights.dtype) != "torch.float32" or weights.numel() != sum(layout.sizes):
         raise ModelError("no model of zs-fit: the weights do not fit its layout")
-    if not bool(weights.isfinite().all()):
-        raise ModelError("the model is damaged: weights that are not finite")
+    if not bool(weights.isfinite().all()) or _checksum(weights) != facts.get("checksum"):
+        raise ModelError("the model is damaged: its weights are not those that were written")
     return fitted, hashlib.sha256(data).hexdigest()

@@ -17,6 +17,7 @@ from torch import Tensor
 from denoise_core.methods.turns import turn, turn_back
 
 KERNEL = 3
+AROUND = 4  # radius of the mean that intensities are seen against
 LAST_GAIN = 0.02  # the last layer starts near 0: the first result is the non-local estimate itself
 
 
@@ -30,13 +31,15 @@ class Layout:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a shape that no network has."""
-        if min(self.channels, self.width) < 1 or self.layers < 2:
+        sizes = (self.channels, self.width, self.layers)
+        whole = all(type(size) is int for size in sizes)
+        if not whole or not (1 <= self.channels <= 64 and 1 <= self.width <= 1024 and 2 <= self.layers <= 8):
             raise ValueError(f"No network has {self.channels} channels, {self.width} maps and {self.layers} layers.")
 
     @property
     def radius(self) -> int:
         """Of the receptive field, in pixels."""
-        return self.layers * (KERNEL // 2)
+        return self.layers * (KERNEL // 2) + AROUND
 
     @property
     def maps(self) -> list[int]:
@@ -85,7 +88,8 @@ def pack_gradients(gradients: tuple[Tensor, ...]) -> Tensor:
 def corrected(parameters: list[Tensor], z: Tensor, estimate: Tensor) -> Tensor:
     """A better estimate: z and its non-local estimate, (B, C, H, W) float32 each, to (B, C, H, W) float32.
 
-    The network sees the estimate and what it took away, and returns what to take from the estimate.
+    The network sees the estimate and what it took away, and returns what to take from the estimate. Intensities as such
+    it does not see, only differences: it cannot shift bright or dark parts against others.
     """
     return estimate - _correction(parameters, _seen(z, estimate, parameters[0].dtype)).float()
 
@@ -100,7 +104,10 @@ def self_ensemble(parameters: list[Tensor], z: Tensor, estimate: Tensor) -> Tens
 
 
 def _seen(z: Tensor, estimate: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.cat((z - estimate, estimate), dim=1).to(dtype)
+    """What was taken away, and the estimate less its mean around: brighter or darker, the correction is the same."""
+    side = 2 * AROUND + 1
+    level = F.avg_pool2d(estimate, side, 1, AROUND, count_include_pad=False)
+    return torch.cat((z - estimate, estimate - level), dim=1).to(dtype)
 
 
 def _correction(parameters: list[Tensor], x: Tensor) -> Tensor:

@@ -26,7 +26,10 @@ PATCH = 8
 PATCHES_A_GROUP = 600  # fewer, and the smallest eigenvalues of their covariance come out too low
 MOST_GROUPS = 12
 MOST_PATCHES = 60_000
+COARSE = 3.0  # steps between values: noise below is too coarse to tell what was cut off
+FURTHEST = 7.0  # standard deviations of a patch from its median: further off lie hot pixels and edges
 CLEAR = 2.0  # standard deviations between an end where noise was cut off and patches that tell its level
+LEAST_CLIPPED = 10  # pixels: a few may have one value by chance
 CLIPPED_SHARE = 5e-4  # of the pixels at the least (or greatest) value: above it, that value is where noise was cut off
 
 
@@ -58,21 +61,44 @@ def estimate(noisy: Pixels) -> NoiseLevel | None:
 
     White noise is assumed: pixels and channels independent.
     """
-    sigma = sigma_estimate(noisy)
-    if sigma is None:
+    robust = _by_details(noisy)
+    if robust is None:
         return None
+    sigma = sigma_estimate(noisy)
+    sigma = robust if sigma is None else sigma
     least, greatest = float(noisy.min()), float(noisy.max())
     at_least, at_greatest = float((noisy == least).mean()), float((noisy == greatest).mean())
-    low = least if at_least > CLIPPED_SHARE else -math.inf
-    high = greatest if at_greatest > CLIPPED_SHARE else math.inf
-    means, variances = _by_intensity(noisy, low + CLEAR * sigma, high - CLEAR * sigma)
-    if variances and (low > -math.inf or high < math.inf):
-        sigma = math.sqrt(float(np.median(variances)))  # where it was cut off, noise has less variance
+    share = max(CLIPPED_SHARE, LEAST_CLIPPED / noisy.size)
+    low = least if at_least > share else -math.inf
+    high = greatest if at_greatest > share else math.inf
+    clear = CLEAR * min(sigma, robust)
+    means, variances = _by_intensity(noisy, low + clear, high - clear)
+    if variances:  # of patches that are neither cut off nor hold a hot pixel; texture makes them come out higher
+        level = math.sqrt(float(np.median(variances)))
+        sigma = level if low > -math.inf or high < math.inf else min(sigma, level)
     gain, offset = _line(means, variances, sigma)
-    if gain > 0 and low <= -offset / gain + gain:
-        low = -math.inf  # no photon came: nothing was cut off
+    values = np.unique(thinned(noisy[None], 20_000))
+    coarse = len(values) < 2 or sigma < COARSE * float(np.diff(values).min())
+    if coarse or (gain > 0 and low <= -offset / gain + gain):
+        low = -math.inf  # no photon came, or one value holds much of the noise: nothing was cut off
+    if coarse:
+        high = math.inf
     clipped = at_least * (low > -math.inf) + at_greatest * (high < math.inf)
     return NoiseLevel(gain, offset, low, high, clipped)
+
+
+def _by_details(noisy: Pixels) -> float | None:
+    """The level of Gaussian noise by the median of diagonal differences: for images of too few patches, and hot pixels.
+
+    Donoho and Johnstone, Biometrika 1994, with the differences of 2×2 cells as the finest details. Textured images come
+    out too high. None below 8×8 pixels.
+    """
+    height, width = (side // 2 * 2 for side in noisy.shape[:2])
+    if min(height, width) < PATCH:
+        return None
+    y = noisy[:height, :width].astype(np.float64)
+    details = (y[::2, ::2] - y[1::2, ::2] - y[::2, 1::2] + y[1::2, 1::2]) / 2
+    return float(np.median(np.abs(details))) / 0.6745
 
 
 def _by_intensity(noisy: Pixels, low: float, high: float) -> tuple[list[float], list[float]]:
@@ -85,8 +111,11 @@ def _by_intensity(noisy: Pixels, low: float, high: float) -> tuple[list[float], 
         every = max(2, math.ceil(math.sqrt(tops * lefts * image.shape[2] / MOST_PATCHES)))
         every += every % 2 == 0 and every > 2
         patches = windows[::every, ::every].reshape(-1, PATCH * PATCH)
-        means_of = patches.mean(axis=1)
-        found.append(patches[(means_of > low) & (means_of < high)])
+        middles = np.median(patches, axis=1)
+        spread = np.median(np.abs(patches - middles[:, None]), axis=1) / 0.6745
+        furthest = np.maximum(patches.max(axis=1) - middles, middles - patches.min(axis=1))
+        ordinary = (furthest <= FURTHEST * spread) | (spread == 0)
+        found.append(patches[(middles > low) & (middles < high) & ordinary])
     chosen: npt.NDArray[np.float64] = np.concatenate(found).astype(np.float64)
     groups = min(MOST_GROUPS, len(chosen) // PATCHES_A_GROUP)
     if groups < 3:
@@ -144,8 +173,9 @@ class Stabiliser:
     def of(cls, noise: NoiseLevel, noisy: Pixels) -> Stabiliser:
         """For the image that the noise was estimated from."""
         if noise.gain > 0:
-            black = max(0.0, -noise.offset / noise.gain)  # var is 0 at black: a camera's offset
-            spread = max(0.0, noise.offset) / noise.gain**2
+            # The variance is 0 at black, a camera's offset; but the line may be wrong, and no pixel is to be lost by it.
+            black = min(-noise.offset / noise.gain, float(np.percentile(thinned(noisy), 0.1)))
+            spread = max(0.0, noise.sigma(black) ** 2) / noise.gain**2
             plain = cls(noise.gain, black, spread, 0.0)
         else:
             plain = cls(0.0, 0.0, math.sqrt(noise.offset), 0.0, noise.low, noise.high)

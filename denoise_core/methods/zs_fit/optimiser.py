@@ -36,11 +36,15 @@ class Optimiser:
     `rate` is Adam's highest learning rate, `kernel_rate` Muon's; both follow `one_cycle` over `steps`.
     """
 
-    def __init__(self, layout: Layout, weights: Tensor, *, rate: float, kernel_rate: float, steps: int) -> None:
+    def __init__(
+        self, layout: Layout, weights: Tensor, *, rate: float, kernel_rate: float, steps: int, fast_in_bfloat16: bool
+    ) -> None:
         self._weights, self._rate, self._kernel_rate, self._steps = weights, rate, kernel_rate, steps
         self._step = 0
         self._mean, self._square = torch.zeros_like(weights), torch.zeros_like(weights)
         self._momentum = torch.zeros_like(weights)
+        # Small matrices gain nothing by bfloat16, and a processor without it is many times slower in it.
+        self._dtype = torch.bfloat16 if fast_in_bfloat16 and layout.width > 16 else torch.float32
         first, *hidden, _last = layout.sizes[: layout.layers]
         self._hidden = slice(first, first + sum(hidden))
         self._matrices = (len(hidden), layout.width, -1)
@@ -57,15 +61,15 @@ class Optimiser:
         if kernels.numel():
             of_kernels = gradient[self._hidden]
             momentum = self._momentum[self._hidden].mul_(MOMENTUM).add_(of_kernels)
-            update = orthogonalised(of_kernels.add(momentum, alpha=MOMENTUM).view(self._matrices))
+            update = orthogonalised(of_kernels.add(momentum, alpha=MOMENTUM).view(self._matrices), self._dtype)
             kernels.add_(update.reshape(-1), alpha=-self._kernel_rate * share)
             self._weights[self._hidden] = kernels
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
+def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """About the nearest (semi-)orthogonal matrices: (N, rows, columns), rows at most columns, singular values near 1."""
     a, b, c = NEWTON_SCHULZ
-    x = matrices.to(torch.bfloat16)
+    x = matrices.to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import t
 from torch import Tensor
 
 from denoise_core.methods.turns import turn
@@ -19,7 +20,7 @@ from denoise_core.methods.turns import turn
 ALPHA = 0.5
 TARGET_VARIANCE = 1 + 1 / ALPHA**2  # of the noise in z − n/α
 LEVEL = math.sqrt(1 + ALPHA**2)  # standard deviation of the noise in z + αn
-JUDGED = 4  # every fourth part of a window is kept from the fit, to judge by
+JUDGED = 4  # the last quarter of a window's rows is kept from all fits, to judge by
 
 Estimate = Callable[[Tensor], Tensor]
 """(F, C, H, W) with noise of variance 1 to the non-local estimate of the same shape."""
@@ -30,7 +31,8 @@ class Pair:
     """One window of a recorrupted image: (C, H, W) float32 each, `valid` (1, H, W).
 
     `source` is z + αn, `estimate` its non-local estimate, `target` z − n/α. `valid` is 0 where noise was cut off at an end
-    of the value range, and is not what `target` needs; else 1. The last `judged` rows are not fitted to.
+    of the value range, and is not what `target` needs; else 1. The last `judged` rows are not fitted to; windows stand
+    on a grid of rows, so that no window of any fit has them among its fitted ones.
     """
 
     source: Tensor
@@ -48,6 +50,11 @@ class Pair:
         """How many rows are fitted to."""
         return self.source.shape[1] - self.judged
 
+    def loss(self, result: Tensor) -> Tensor:
+        """The mean squared error of `result` (C, H, W) to the target on the fitted rows, where it is valid."""
+        rows, weight = slice(0, self.fitted), self.valid[:, : self.fitted].mean().clamp_min(1e-6)
+        return ((result - self.target)[:, rows].square() * self.valid[:, rows]).mean() / weight
+
 
 def recorrupt(z: Tensor, valid: Tensor, noise: Tensor, estimate: Estimate, frames: Sequence[int]) -> list[Pair]:
     """Pairs of `frames` of z (F, C, H, W), whose `valid` is (F, 1, H, W), by `noise`, standard normal, of z's shape.
@@ -61,21 +68,36 @@ def recorrupt(z: Tensor, valid: Tensor, noise: Tensor, estimate: Estimate, frame
 
 
 def held_out_errors(pair: Pair, result: Tensor) -> Tensor:
-    """Squared errors, flat, of `result` (C, H, W), what was made of the pair's source, on the rows kept from the fit.
+    """Mean squared errors of `result` (C, H, W), what was made of the pair's source, in square blocks of the judged rows.
 
     Their mean is the mean squared error to the clean image plus the variance of the target's noise, which is the same
-    for all results: it ranks them. Pixels that are not valid count 0.
+    for all results: it ranks them. Exactly so for Gaussian noise; nearly for stabilised photon noise, but for a few
+    photons; not for noise that is correlated from pixel to pixel. Pixels that are not valid count 0.
     """
     rows = slice(pair.fitted, None)
-    return ((result - pair.target)[:, rows].square() * pair.valid[:, rows]).reshape(-1)
+    errors = ((result - pair.target)[:, rows].square() * pair.valid[:, rows]).mean(dim=0)
+    side = min(pair.judged, errors.shape[1])
+    columns = errors.shape[1] // side * side
+    blocks: Tensor = errors[:, :columns].reshape(len(errors), -1, side).mean(dim=(0, 2))
+    return blocks
+
+
+def wins(one: Tensor, other: Tensor) -> bool:
+    """Whether the errors `one` are below `other`, block by block: by a paired t-test, 95 % one-sided."""
+    gain = (other - one).double()
+    if gain.numel() < 2:
+        return False
+    margin = float(t.ppf(0.95, gain.numel() - 1)) * float(gain.std()) / math.sqrt(gain.numel())
+    return float(gain.mean()) > margin
 
 
 class Crops:
     """Random crops of the fitted rows of pairs, turned and mirrored."""
 
     def __init__(self, pairs: Sequence[Pair], side: int) -> None:
-        least = min(min(pair.fitted, pair.source.shape[2]) for pair in pairs)
-        self.side = min(side, least)
+        sides = sorted(min(pair.fitted, pair.source.shape[2]) for pair in pairs)
+        self.side = min(side, sides[len(sides) // 2])  # windows smaller than most are left out
+        pairs = [pair for pair in pairs if min(pair.fitted, pair.source.shape[2]) >= self.side]
         self._stacks = [torch.cat((pair.source, pair.estimate, pair.target, pair.valid)) for pair in pairs]
         self._rows = [pair.fitted for pair in pairs]
         self._channels = pairs[0].source.shape[0]

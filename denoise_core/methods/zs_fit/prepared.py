@@ -21,6 +21,7 @@ NO_NOISE = 1 / 3000  # of the image's range: less noise than that is left alone
 MOST_CLIPPED = 0.005  # of the pixels; above it, recorrupted windows do not stand for the image: no network is fitted
 CUT_OFF_REACH = 1  # pixels around one where noise was cut off that do not count either
 FRAMES_LOOKED_AT = 8
+MOST_UNLIKE = 1.6  # between the noise levels of frames that are taken for one stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,23 +58,30 @@ class Prepared:
     def pairs(
         self, number: int, copies: int, *, window: int, generator: torch.Generator, on_step: OnStep
     ) -> list[Pair]:
-        """`copies` recorruptions of `number` windows, or of as many as the stack holds, at places drawn at random.
+        """`copies` recorruptions of `number` windows; of all that the stack holds, and more copies, where those are fewer.
 
-        The frames are estimated `window` at a time.
+        Their places are drawn at random, in rows on a grid: see `Pair`. The frames are estimated `window` at a time.
         """
         frames, height, width, _ = self.noisy.shape
         tall, wide = min(height, WINDOW_SIDE), min(width, WINDOW_SIDE)
+        wanted = number * copies
         number = min(number, frames * (height // tall) * (width // wide))
+        copies = max(copies, wanted // number // 2)
         pairs: list[Pair] = []
+        done = 0
+
+        def check() -> None:
+            on_step(Step(done * copies, number * copies, None))
+
         for done in range(number):
             draws = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-            top, left = int(draws[0] * (height - tall + 1)), int(draws[1] * (width - wide + 1))
+            top, left = int(draws[0] * (height // tall)) * tall, int(draws[1] * (width - wide + 1))
             frame = int(draws[2] * frames)
             first = min(max(0, frame - window // 2), frames - min(window, frames))
             z, valid = self._tensors(self.noisy[first : first + window, top : top + tall, left : left + wide])
             for copy in range(copies):
                 noise = torch.randn(z.shape, generator=generator).to(z.device)
-                pairs += recorrupt(z, valid, noise, lambda x: estimated(x, window), [frame - first])
+                pairs += recorrupt(z, valid, noise, lambda x: estimated(x, window, check), [frame - first])
                 on_step(Step(done * copies + copy + 1, number * copies, None))
         return pairs
 
@@ -87,7 +95,7 @@ class Prepared:
 def prepare(noisy: Pixels, device: Device) -> tuple[NoiseLevel | None, Prepared | None]:
     """The noise of a stack (F, H, W, C), None where it is too small to tell; and the stack made ready, if it has noise."""
     noise = noise_of(noisy)
-    if noise is None:
+    if noise is None:  # not one patch
         return None, None
     some = thinned(noisy)
     low, high = (float(value) for value in np.percentile(some, (0.1, 99.9)))
@@ -100,12 +108,26 @@ def prepare(noisy: Pixels, device: Device) -> tuple[NoiseLevel | None, Prepared 
 
 def noise_of(noisy: Pixels) -> NoiseLevel | None:
     """The noise of a stack (F, H, W, C), from some of its frames; None where they are too small to tell."""
-    frames = noisy[:: -(-len(noisy) // FRAMES_LOOKED_AT)]
-    found = [level for frame in frames if (level := estimate(frame)) is not None]
+    found = noise_of_frames(noisy)
     if not found:
         return None
     poisson = [level for level in found if level.gain > 0]
     alike = poisson if len(poisson) * 2 > len(found) else [level for level in found if level.gain == 0]
     gain, offset = (float(np.median([getattr(level, name) for level in alike])) for name in ("gain", "offset"))
-    low, high = max(level.low for level in found), min(level.high for level in found)
-    return NoiseLevel(gain, offset, low, high, float(np.mean([level.clipped for level in found])))
+    # An end at which most frames are cut off, and all at one value: a single black frame says nothing of the others.
+    low, high = (float(np.median([getattr(level, name) for level in found])) for name in ("low", "high"))
+    return NoiseLevel(gain, offset, low, high, float(np.median([level.clipped for level in found])))
+
+
+def noise_of_frames(noisy: Pixels) -> list[NoiseLevel]:
+    """The noise of some frames of a stack (F, H, W, C), but of constant ones."""
+    frames = noisy[:: -(-len(noisy) // FRAMES_LOOKED_AT)]
+    levels = [estimate(frame) for frame in frames if frame.min() < frame.max()]
+    return [level for level in levels if level is not None]
+
+
+def alike(noisy: Pixels) -> bool:
+    """Whether the noise of a stack's frames is of one level, as far as some of them tell."""
+    middle = float(thinned(noisy).mean(dtype=np.float64))
+    sigmas = [level.sigma(middle) for level in noise_of_frames(noisy)]
+    return len(sigmas) < 2 or max(sigmas) <= MOST_UNLIKE * min(sigmas)

@@ -57,13 +57,13 @@ PRESETS = {
         refine=Plan(width=32, layers=4, steps=60, crops=4, rate=2e-4, kernel_rate=1e-3),
     ),
     "best": Preset(
-        own=Plan(width=32, layers=4, steps=800, crops=8, rate=1e-3, kernel_rate=5e-3),
+        own=Plan(width=32, layers=4, steps=400, crops=4, rate=1e-3, kernel_rate=5e-3),
         own_windows=4,
         own_copies=3,
         shared=Plan(width=64, layers=6, steps=1500, crops=4, rate=1e-3, kernel_rate=1e-2),
         shared_windows=96,
         shared_copies=3,
-        refine=Plan(width=64, layers=6, steps=200, crops=8, rate=3e-4, kernel_rate=2e-3),
+        refine=Plan(width=64, layers=6, steps=100, crops=4, rate=3e-4, kernel_rate=2e-3),
     ),
 }
 

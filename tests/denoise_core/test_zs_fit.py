@@ -104,6 +104,13 @@ def test_the_way_back_knows_what_was_cut_off(x: float) -> None:
     assert float(stabiliser.back(mean)[0]) == pytest.approx(x, abs=0.002)
 
 
+def test_what_lies_below_black_comes_back() -> None:
+    """A line through a few variances may put black too high: pixels below it are not to become one flat value."""
+    stabiliser = Stabiliser(0.02, 0.3, 0.0, 1.0)
+    y = np.array([0.0, 0.1, 0.2, 0.29], np.float32)
+    assert stabiliser.back(stabiliser.forward(y)) == pytest.approx(y, abs=1e-5)
+
+
 def test_an_image_of_too_few_patches_has_no_estimate() -> None:
     assert noise_level.estimate(np.zeros((7, 7, 1), np.float32)) is None
 
@@ -348,6 +355,17 @@ def test_cut_off_noise_is_not_fitted_to(clean: Pixels) -> None:
     found = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
     assert (found.kept, found.steps) == ("estimate", 0)
     assert psnr(found.pixels, clean * np.float32(0.2)) > psnr(y, clean * np.float32(0.2)) + 5
+
+
+def test_a_dark_background_of_few_photons_is_not_fitted_to(clean: Pixels) -> None:
+    """As in fluorescence: most pixels hold a photon or none, over a camera's offset."""
+    rows, columns = np.indices((128, 128)) / 16
+    cells = np.clip(np.sin(rows) * np.sin(columns), 0, None)[None, ..., None] ** 2 * 25
+    y = (np.random.default_rng(0).poisson(cells + 0.3) * 3.4 + 3).astype(np.float32) / np.float32(255)
+    x = ((cells + 0.3) * 3.4 + 3).astype(np.float32) / np.float32(255)
+    found = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
+    assert found.kept == "estimate"
+    assert psnr(found.pixels, x) > psnr(y, x) + 6
 
 
 def test_frames_of_a_still_scene_are_estimated_together(clean: Pixels) -> None:

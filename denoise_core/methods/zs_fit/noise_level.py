@@ -157,7 +157,8 @@ def _line(means: list[float], variances: list[float], sigma: float) -> tuple[flo
 class Stabiliser:
     """A map of intensities under which the noise has standard deviation 1, and back. `centre` becomes 0.
 
-    With a gain: z = 2 √(p + 3/8 + s²), p = (y − black) / gain the number of photons and s the Gaussian part in photons.
+    With a gain: z = 2 √(p + 3/8 + s²), p = (y − black) / gain the number of photons and s the Gaussian part in photons;
+    below black a straight line goes on, so that no pixel is lost where the noise model is wrong.
     Without: z = y / sigma. Where noise was cut off at `low` or `high`, the mean of what is left is not the clean value:
     `back` then goes from that mean to the clean value (Foi, "Clipped noisy images", Signal Processing 2009).
     """
@@ -173,9 +174,8 @@ class Stabiliser:
     def of(cls, noise: NoiseLevel, noisy: Pixels) -> Stabiliser:
         """For the image that the noise was estimated from."""
         if noise.gain > 0:
-            # The variance is 0 at black, a camera's offset; but the line may be wrong, and no pixel is to be lost by it.
-            black = min(-noise.offset / noise.gain, float(np.percentile(thinned(noisy), 0.1)))
-            spread = max(0.0, noise.sigma(black) ** 2) / noise.gain**2
+            black = max(0.0, -noise.offset / noise.gain)  # the variance is 0 there: a camera's offset
+            spread = max(0.0, noise.offset) / noise.gain**2
             plain = cls(noise.gain, black, spread, 0.0)
         else:
             plain = cls(0.0, 0.0, math.sqrt(noise.offset), 0.0, noise.low, noise.high)
@@ -187,7 +187,9 @@ class Stabiliser:
             scaled: Pixels = (y / np.float32(self.spread) - np.float32(self.centre)).astype(np.float32)
             return scaled
         photons = (y - np.float32(self.black)) / np.float32(self.gain)
-        roots = 2 * np.sqrt(np.maximum(photons + np.float32(0.375 + self.spread), 0))
+        at_black = 0.375 + self.spread
+        roots = 2 * np.sqrt(np.maximum(photons, 0) + np.float32(at_black))
+        roots += np.minimum(photons, 0) * np.float32(1 / math.sqrt(at_black))
         stabilised: Pixels = (roots - np.float32(self.centre)).astype(np.float32)
         return stabilised
 
@@ -197,11 +199,17 @@ class Stabiliser:
             plain: Pixels = ((z + np.float32(self.centre)) * np.float32(self.spread)).astype(np.float32)
             return self._not_cut_off(plain)
         least = 2 * math.sqrt(0.375 + self.spread)
-        d = np.maximum(z + np.float32(self.centre), np.float32(least))
-        root = math.sqrt(1.5)
-        photons = d**2 / 4 + root / 4 / d - 11 / 8 / d**2 + 5 * root / 8 / d**3 - 0.125 - self.spread
-        found: Pixels = (np.maximum(photons, 0) * np.float32(self.gain) + np.float32(self.black)).astype(np.float32)
+        d = z + np.float32(self.centre)
+        photons = self._photons(np.maximum(d, np.float32(least)))
+        photons += np.minimum(d - np.float32(least), 0) * np.float32(least / 2)
+        found: Pixels = (photons * np.float32(self.gain) + np.float32(self.black)).astype(np.float32)
         return found
+
+    def _photons(self, d: Pixels) -> Pixels:
+        """The closed form of the unbiased inverse, 0 at the least."""
+        root = math.sqrt(1.5)
+        photons: Pixels = d**2 / 4 + root / 4 / d - 11 / 8 / d**2 + 5 * root / 8 / d**3 - 0.125 - self.spread
+        return np.maximum(photons, 0)
 
     def _not_cut_off(self, mean: Pixels) -> Pixels:
         """The clean values whose noise, cut off at `low` and `high`, has the means `mean`."""

@@ -20,6 +20,10 @@ MOST_CHANNELS = 8  # of frames that are estimated together, times channels
 NO_NOISE = 1 / 3000  # of the image's range: less noise than that is left alone
 MOST_CLIPPED = 0.005  # of the pixels; above it, recorrupted windows do not stand for the image: no network is fitted
 CUT_OFF_REACH = 1  # pixels around one where noise was cut off that do not count either
+DARK, LEAST_PHOTONS = (
+    5.0,
+    3.0,
+)  # the percentile of the noisy pixels that has to have so many photons, read noise included
 FRAMES_LOOKED_AT = 8
 MOST_UNLIKE = 1.6  # between the noise levels of frames that are taken for one stack
 
@@ -35,8 +39,17 @@ class Prepared:
 
     @property
     def can_be_fitted_to(self) -> bool:
-        """Whether its windows are large enough, and their noise whole."""
-        return min(self.noisy.shape[1:3]) >= LEAST_SIDE and self.noise.clipped <= MOST_CLIPPED
+        """Whether its windows are large enough, and their noise, once stabilised, is what recorruption takes it for.
+
+        Not where much of it was cut off. And not where a part of the image has too few photons: their noise stays below
+        variance 1 there, recorrupted copies are no longer independent, and fits and their judgement go wrong together.
+        """
+        if min(self.noisy.shape[1:3]) < LEAST_SIDE or self.noise.clipped > MOST_CLIPPED:
+            return False
+        if self.noise.gain == 0:
+            return True
+        dark = float(np.percentile(thinned(self.noisy), DARK))
+        return (dark - self.stabiliser.black) / self.stabiliser.gain + self.stabiliser.spread >= LEAST_PHOTONS
 
     def best_window(self, generator: torch.Generator) -> int:
         """How many frames to estimate together: one, or as many as fit, whichever has the lower held-out loss."""

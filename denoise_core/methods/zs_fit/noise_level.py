@@ -26,6 +26,7 @@ PATCH = 8
 PATCHES_A_GROUP = 600  # fewer, and the smallest eigenvalues of their covariance come out too low
 MOST_GROUPS = 12
 MOST_PATCHES = 60_000
+MOST_CUT_OFF = 1.2  # by how much cut-off noise makes the whole image's level come out too low
 COARSE = 3.0  # steps between values: noise below is too coarse to tell what was cut off
 FURTHEST = 7.0  # standard deviations of a patch from its median: further off lie hot pixels and edges
 CLEAR = 2.0  # standard deviations between an end where noise was cut off and patches that tell its level
@@ -45,6 +46,7 @@ class NoiseLevel:
     low: float
     high: float
     clipped: float
+    step: float = 0.0  # the least difference between values
 
     @property
     def kind(self) -> str:
@@ -75,16 +77,18 @@ def estimate(noisy: Pixels) -> NoiseLevel | None:
     means, variances = _by_intensity(noisy, low + clear, high - clear)
     if variances:  # of patches that are neither cut off nor hold a hot pixel; texture makes them come out higher
         level = math.sqrt(float(np.median(variances)))
-        sigma = level if low > -math.inf or high < math.inf else min(sigma, level)
+        cut_off = low > -math.inf or high < math.inf  # there, noise has less variance: the least textured group tells
+        sigma = min(max(sigma, math.sqrt(min(variances))), MOST_CUT_OFF * sigma) if cut_off else min(sigma, level)
     gain, offset = _line(means, variances, sigma)
     values = np.unique(thinned(noisy[None], 20_000))
-    coarse = len(values) < 2 or sigma < COARSE * float(np.diff(values).min())
+    step = float(np.diff(values).min()) if len(values) > 1 else 0.0
+    coarse = len(values) < 2 or sigma < COARSE * step
     if coarse or (gain > 0 and low <= -offset / gain + gain):
         low = -math.inf  # no photon came, or one value holds much of the noise: nothing was cut off
     if coarse:
         high = math.inf
     clipped = at_least * (low > -math.inf) + at_greatest * (high < math.inf)
-    return NoiseLevel(gain, offset, low, high, clipped)
+    return NoiseLevel(gain, offset, low, high, clipped, step)
 
 
 def _by_details(noisy: Pixels) -> float | None:
@@ -146,7 +150,7 @@ def _line(means: list[float], variances: list[float], sigma: float) -> tuple[flo
     least, greatest = gain * x.min() + offset, gain * x.max() + offset
     if gain <= 0 or greatest < 1.5 * max(least, 0.0):
         return 0.0, level
-    constant = float(np.median(v))
+    constant = max(float(np.median(v)), 1e-20)
     scatter = float(np.median(np.abs(np.log(np.maximum(v, 1e-20) / fitted))))
     if scatter > 0.6 * float(np.median(np.abs(np.log(np.maximum(v, 1e-20) / constant)))):
         return 0.0, level

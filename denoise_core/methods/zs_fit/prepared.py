@@ -19,6 +19,7 @@ WINDOW_SIDE = 256
 MOST_CHANNELS = 8  # of frames that are estimated together, times channels
 NO_NOISE = 1 / 3000  # of the image's range: less noise than that is left alone
 MOST_CLIPPED = 0.005  # of the pixels; above it, recorrupted windows do not stand for the image: no network is fitted
+BELOW_A_STEP = 0.75  # steps between values: what is less is rounding, or texture taken for noise
 CUT_OFF_REACH = 1  # pixels around one where noise was cut off that do not count either
 DARK, LEAST_PHOTONS = (
     5.0,
@@ -112,9 +113,8 @@ def prepare(noisy: Pixels, device: Device) -> tuple[NoiseLevel | None, Prepared 
         return None, None
     some = thinned(noisy)
     low, high = (float(value) for value in np.percentile(some, (0.1, 99.9)))
-    if not noise.sigma(float(some.mean(dtype=np.float64))) > NO_NOISE * max(
-        high - low, float(np.finfo(np.float32).tiny)
-    ):
+    least = max(NO_NOISE * (high - low), BELOW_A_STEP * noise.step, float(np.finfo(np.float32).tiny))
+    if not noise.sigma(float(some.mean(dtype=np.float64))) > least:
         return noise, None
     return noise, Prepared(noisy, noise, Stabiliser.of(noise, noisy), device)
 
@@ -129,7 +129,8 @@ def noise_of(noisy: Pixels) -> NoiseLevel | None:
     gain, offset = (float(np.median([getattr(level, name) for level in alike])) for name in ("gain", "offset"))
     # An end at which most frames are cut off, and all at one value: a single black frame says nothing of the others.
     low, high = (float(np.median([getattr(level, name) for level in found])) for name in ("low", "high"))
-    return NoiseLevel(gain, offset, low, high, float(np.median([level.clipped for level in found])))
+    clipped, step = (float(np.median([getattr(level, name) for level in found])) for name in ("clipped", "step"))
+    return NoiseLevel(gain, offset, low, high, clipped, step)
 
 
 def noise_of_frames(noisy: Pixels) -> list[NoiseLevel]:

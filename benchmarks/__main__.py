@@ -9,6 +9,7 @@ from benchmarks.marks import commands
 
 OVERVIEW = (
     "benchmarks.speed",
+    "benchmarks.corruptions",
     "benchmarks.methods --crop 256 --seeds 1 --only zs-n2n-fast,nl-bayes,zs-fit-fast",
 )
 

@@ -94,14 +94,17 @@ def pooled(label: str, noisy: list[Pixels], seed: int, into: Measured) -> list[P
         with clock() as took:
             model = fit_shared(noisy, preset, seed)
         into.shared_fit += took.wall
-    found = in_pool(
-        lambda y: zs_fit.denoise(
-            as_stack(y), preset=preset, seed=seed, device=cpu(1), on_step=lambda _: None, model=model
-        ),
-        noisy,
-    )
+    found = by_zs_fit(noisy, preset, seed, model)
     into.kept.update(result.kept for result in found)
     return [result.pixels for result in found]
+
+
+def by_zs_fit(
+    noisy: list[Pixels], preset: str, seed: int, model: Fitted | None, fit_own: bool = True
+) -> list[zs_fit.Result]:
+    """All images of a set, one a core."""
+    options = {"preset": preset, "seed": seed, "device": cpu(1), "model": model, "fit_own": fit_own}
+    return in_pool(lambda y: zs_fit.denoise(as_stack(y), on_step=lambda _: None, **options), noisy)
 
 
 def fit_shared(noisy: list[Pixels], preset: str, seed: int) -> Fitted | None:

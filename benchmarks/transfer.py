@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 from collections import Counter
 
-from benchmarks.common import as_stack, cpu, in_pool, load, mean, parser, psnr, spread, with_spread, write
-from benchmarks.methods import fit_shared
+from benchmarks.common import load, mean, parser, psnr, spread, with_spread, write
+from benchmarks.methods import by_zs_fit, fit_shared
 from denoise_core.methods import zs_fit
 
 KINDS = {
@@ -39,18 +39,7 @@ def main() -> int:
         noisy = {half: [sample.noisy(options.noise, seed) for sample in found] for half, found in samples.items()}
         models = {half: fit_shared(found, options.preset, seed) for half, found in noisy.items()}
         for kind, (half, further) in KINDS.items():
-            results = in_pool(
-                lambda y: zs_fit.denoise(
-                    as_stack(y),
-                    preset=options.preset,
-                    seed=seed,  # noqa: B023 - called at once
-                    device=cpu(1),
-                    on_step=lambda _: None,
-                    model=models[half],  # noqa: B023
-                    fit_own=further,  # noqa: B023
-                ),
-                noisy["even"],
-            )
+            results = by_zs_fit(noisy["even"], options.preset, seed, models[half], further)
             kept[kind].update(result.kept for result in results)
             scores = [psnr(sample.clean, one.pixels) for sample, one in zip(samples["even"], results, strict=True)]
             db[kind].append(mean(scores))

@@ -82,14 +82,6 @@ def _variance(image: Image) -> float | None:
     return _noise_eigenvalue(products / count - np.outer(mean, mean))
 
 
-def noise_variance(patches: npt.NDArray[np.float64]) -> float | None:
-    """The variance of white noise in patches (N, D), N well above D: as `sigma_estimate`, for patches of one's choice.
-
-    None where a pixel is NaN or infinite.
-    """
-    return _noise_eigenvalue(np.cov(patches, rowvar=False, bias=True))
-
-
 def _noise_eigenvalue(covariance: npt.NDArray[np.float64]) -> float | None:
     if not np.isfinite(covariance).all():
         return None

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
-    from flows.config import RunConfig
+    from flows.compare import CompareSummary
+    from flows.compare_config import CompareConfig
+    from flows.config import Config, RunConfig
     from flows.progress import Summary
 
 DONE, SOME_FAILED, NOT_STARTED, INTERRUPTED = 0, 1, 2, 130
@@ -71,6 +74,8 @@ def _open_standard_streams() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     from denoise_core import __version__
+    from flows.compare_config import CompareConfig
+    from flows.config import RunConfig
 
     parser = _Parser(prog="denoise", description="Denoise whole directories of images without clean training data.")
     parser.add_argument("--version", action="version", version=f"denoise-flows {__version__}")
@@ -83,15 +88,36 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 all done, 1 some images failed, 2 could not start, 130 interrupted (run again to go on).",
         argument_default=argparse.SUPPRESS,
     )
-    _add_run_options(run)
+    _add_options(run, RunConfig)
     run.set_defaults(command=_run)
+
+    stylize = commands.add_parser(
+        "stylize",
+        help="paint a directory of images in the manner of another image",
+        description="Paint every image of INPUT in the manner of --style (Gatys' neural style transfer) into OUTPUT/images, with "
+        "a results table and a report. `denoise run --style` does this, and then adds noise and denoises.",
+        epilog="Exit status: 0 all done, 1 some images failed, 2 could not start, 130 interrupted (run again to go on).",
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_options(stylize, RunConfig, only=STYLIZE_OPTIONS)
+    stylize.set_defaults(command=_stylize)
+
+    compare = commands.add_parser(
+        "compare",
+        help="compare methods on the same images and noise, in one table",
+        description="Denoise the images of INPUT by every method at every noise, and put what comes of it side by side.",
+        epilog="Exit status: 0 all done, 1 some images failed, 2 could not start, 130 interrupted (run again to go on).",
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_options(compare, CompareConfig)
+    compare.set_defaults(command=_compare)
 
     samples = commands.add_parser("samples", help="write real sample images to try things on, no download")
     samples.add_argument("folder", type=Path, metavar="DIR", help="the directory to write them to")
     samples.set_defaults(command=_samples)
 
-    report = commands.add_parser("report", help="render report.html again from results.parquet")
-    report.add_argument("output", type=Path, metavar="OUTPUT", help="the output of an earlier run")
+    report = commands.add_parser("report", help="render the report again from the table")
+    report.add_argument("output", type=Path, metavar="OUTPUT", help="the output of an earlier run or comparison")
     report.set_defaults(command=_report)
 
     doctor = commands.add_parser("doctor", help="what would be used here, and why: device, precision, slots, server")
@@ -100,11 +126,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    """One argument a field of :class:`RunConfig`; only what is given on the command line is set."""
-    from flows.config import RunConfig
+STYLIZE_OPTIONS = (
+    *("input", "output", "style", "style_preset", "style_scale", "style_max_side", "keep_colours"),
+    *("vgg_weights", "vgg_sha256", "seed", "device", "slots", "chunk", "max_megapixels", "on_existing"),
+)
 
-    for name, field in RunConfig.model_fields.items():
+
+def _add_options(parser: argparse.ArgumentParser, config: type[BaseModel], only: tuple[str, ...] = ()) -> None:
+    """One argument a field of the configuration, or of those of `only`; only what is given on the command line is set."""
+    for name, field in config.model_fields.items():
+        if only and name not in only:
+            continue
         told = (field.description or "").replace("%", "%%")
         if name in ("input", "output"):
             parser.add_argument(name, nargs="?", metavar=name.upper(), help=told)
@@ -113,11 +145,18 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         if field.annotation is bool:
             parser.add_argument(flag, action="store_true", help=told)
             continue
-        default = "" if field.default in (None, "none") else f" (default {field.default})"
+        if name == "style":
+            parser.add_argument(flag, action="append", metavar="IMAGE", help=told)
+            continue
+        default = "" if field.default in (None, "none", ()) else f" (default {_as_written(field.default)})"
         parser.add_argument(flag, metavar=_metavar(name, field), help=f"{told}{default}")
     parser.add_argument("--config", metavar="FILE.toml", help="Read options from a TOML file; the command line wins.")
     parser.add_argument("--dry-run", action="store_true", help="Say what would be done, and write nothing.")
     parser.add_argument("--json", action="store_true", help="Print one summary as JSON on stdout, and no progress.")
+
+
+def _as_written(default: object) -> str:
+    return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
 def _metavar(name: str, field: FieldInfo) -> str:
@@ -126,22 +165,73 @@ def _metavar(name: str, field: FieldInfo) -> str:
     kind = field.annotation
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return "|".join(kind)
-    return {"noise": "KIND:LEVEL", "device": "auto|cpu|cuda|cuda:N", "reference": "DIR", "model": "PATH"}.get(name, "N")
+    named = {
+        "device": "auto|cpu|cuda|cuda:N",
+        "reference": "DIR",
+        "model": "PATH",
+        "axes": "AXES",
+        "methods": "A,B",
+        "against": "A",
+        "vgg_weights": "FILE|download",
+        "vgg_sha256": "HEX",
+    }
+    many = isinstance(field.default, tuple)
+    return {**named, "noise": "KIND:LEVEL,…" if many else "KIND:LEVEL"}.get(name, "N")
 
 
 def _run(options: dict[str, Any]) -> int:
     from flows import preflight
+    from flows.config import RunConfig
+
+    config, dry, as_json = _configured(options, RunConfig)
+    preflight.check(config, writes=not dry)
+    return _dry_run(config, as_json=as_json) if dry else _start(config, as_json=as_json)
+
+
+def _compare(options: dict[str, Any]) -> int:
+    from flows.compare_config import CompareConfig
+    from flows.server import prepare_environment
+
+    config, dry, as_json = _configured(options, CompareConfig)
+    prepare_environment()
+    from flows.compare import check
+
+    check(config, writes=not dry)
+    return _dry_compare(config, as_json=as_json) if dry else _start(config, as_json=as_json)
+
+
+def _configured(options: dict[str, Any], model: type[Config]) -> tuple[Config, bool, bool]:
+    """The configuration from the command line over a file; whether nothing is to be written; whether JSON is wanted."""
     from flows.config import build, read_toml
 
     dry, as_json = options.pop("dry_run", False), options.pop("json", False)
     file = options.pop("config", None)
     from_file = read_toml(Path(file)) if file is not None else {}
-    config = build(from_file | options)
-    preflight.check(config, writes=not dry)
-    return _dry_run(config, as_json=as_json) if dry else _denoise(config, as_json=as_json)
+    return build(from_file | options, model), dry, as_json
 
 
-def _denoise(config: RunConfig, *, as_json: bool) -> int:
+def _stylize(options: dict[str, Any]) -> int:
+    from flows.errors import StartError
+
+    if not options.get("style") and "config" not in options:
+        raise StartError("--style is missing: denoise stylize INPUT OUTPUT --style IMAGE")
+    return _run({**options, "method": "none"})
+
+
+def _flow_of(config: RunConfig | CompareConfig) -> Any:
+    from flows.config import RunConfig
+
+    if isinstance(config, RunConfig):
+        from flows.denoise_directory import denoise_directory
+
+        return denoise_directory
+    from flows.compare import compare
+
+    return compare
+
+
+def _start(config: RunConfig | CompareConfig, *, as_json: bool) -> int:
+    """Run the flow of the configuration, under a server, and tell how far it is and how it ended."""
     from denoise_core.errors import DenoiseError
     from flows import console
     from flows.server import connected
@@ -154,7 +244,6 @@ def _denoise(config: RunConfig, *, as_json: bool) -> int:
     with _stopping_on_signals(interrupt.set), connected() as server:
         from prefect import tags
 
-        from flows.denoise_directory import denoise_directory
         from flows.progress import hearing, listening
 
         if not as_json:
@@ -164,9 +253,9 @@ def _denoise(config: RunConfig, *, as_json: bool) -> int:
             console.progress_on(terminal) as show,
             listening((lambda _: None) if as_json else show),
             hearing((lambda _: None) if as_json else console.announce),
-            tags(config.resolved_method, "denoise-flows"),
+            tags(*config.tags, "denoise-flows"),
         ):
-            state: Any = denoise_directory(config, return_state=True)
+            state: Any = _flow_of(config)(config, return_state=True)
     outcome: Any = state.result(raise_on_failure=False)
     if isinstance(outcome, DenoiseError):
         raise outcome
@@ -176,7 +265,7 @@ def _denoise(config: RunConfig, *, as_json: bool) -> int:
     if isinstance(outcome, BaseException):
         sys.stderr.write(f"denoise: the run broke off ({type(outcome).__name__}): {sentence(outcome)}\n")
         return SOME_FAILED
-    summary: Summary = outcome
+    summary: Summary | CompareSummary = outcome
     if as_json:
         print(json.dumps(asdict(summary)))
     else:
@@ -217,7 +306,7 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
     from denoise_core.device import choose
     from flows import console
     from flows.config import OnExisting
-    from flows.scopes import resolve
+    from flows.scopes import given, resolve
     from tasks.scan import scan
     from tasks.table import FAILED, SKIPPED, text
 
@@ -229,7 +318,11 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
         config_digest=config.digest(),
         redo=config.on_existing is OnExisting.OVERWRITE,
         reference=None if config.reference is None else config.reference.resolve(),
+        axes=config.axes,
+        channels=config.channels.value,
     )
+    if config.model is not None:
+        given(config.model.resolve())  # a damaged one is said now
     scope = resolve(config, found) if config.resolved_method == "zs-fit" else None
     failed = [row for row in found.refused if row["status"] == FAILED]
     skipped = [row for row in found.refused if row["status"] == SKIPPED]
@@ -247,9 +340,8 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
         return DONE
     for source in found.todo:
         shape = " × ".join(map(str, source.header.shape))
-        print(
-            f"to do    {console.printable(text(source.name))}  ({source.header.container}, {shape}, {source.header.dtype})"
-        )
+        facts = [source.header.container, source.header.axes, shape, source.header.dtype, str(source.arrangement)]
+        print(f"to do    {console.printable(text(source.name))}  ({', '.join(filter(None, facts))})")
     for row in found.done:
         print(f"done     {console.printable(row['source'])}")
     for row in failed:
@@ -261,6 +353,41 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
     print(
         f"{len(found.todo)} to do, {len(found.done)} done already, {len(failed)} cannot be done, {len(skipped)} not images; "
         f"{config.resolved_method} on {device.name} ({device.reason}). Nothing was written."
+    )
+    return DONE
+
+
+def _dry_compare(config: CompareConfig, *, as_json: bool) -> int:
+    from denoise_core.device import choose
+    from flows import console
+    from flows.compare import look, plan
+    from tasks.table import FAILED
+
+    device = choose(config.device)
+    found = look(config)
+    cells = plan(config, found)
+    failed = [row for row in found.refused if row["status"] == FAILED]
+    if as_json:
+        told = [
+            {
+                "method": p.cell.candidate,
+                "noise": p.cell.noise,
+                "seed": p.cell.seed,
+                "to_do": p.todo,
+                "already_done": p.done,
+            }
+            for p in cells
+        ]
+        cannot = [{"source": row["source"], "error": row["error"]} for row in failed]
+        print(json.dumps({"images": len(found.todo), "cells": told, "cannot_be_done": cannot, "device": device.name}))
+        return DONE
+    for p in cells:
+        print(f"{p.cell.candidate:24} {p.cell.noise:16} seed {p.cell.seed}: {p.todo} to do, {p.done} done already")
+    for row in failed:
+        print(f"cannot   {console.printable(row['source'])}: {console.printable(row['error'])}")
+    print(
+        f"{len(cells)} cells of {len(found.todo)} images: {sum(p.todo for p in cells)} to do, "
+        f"{sum(p.done for p in cells)} done already; on {device.name} ({device.reason}). Nothing was written."
     )
     return DONE
 
@@ -278,10 +405,16 @@ def _report(options: dict[str, Any]) -> int:
     from flows.server import prepare_environment
 
     prepare_environment()
+    from tasks.comparison import TABLE
+    from tasks.comparison_page import PAGE, write_summary
     from tasks.report import RESULTS, write_page
 
+    if (options["output"] / TABLE).is_file():
+        write_summary(options["output"].resolve())
+        print(options["output"].resolve() / PAGE)
+        return DONE
     if not (options["output"] / RESULTS).is_file():
-        raise StartError(f"OUTPUT: there is no {RESULTS} in {options['output']}")
+        raise StartError(f"OUTPUT: there is no {RESULTS} and no {TABLE} in {options['output']}")
     print(write_page(options["output"].resolve()))
     return DONE
 

@@ -5,12 +5,13 @@ The command line, a TOML file and the form of the Prefect UI all fill the same m
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import tomllib
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -30,6 +31,10 @@ class MethodChoice(StrEnum):
     ZS_FIT = "zs-fit"
     NL_BAYES = "nl-bayes"
     ZS_N2N = "zs-n2n"
+    NLM = "nlm"
+    WAVELET = "wavelet"
+    TV = "tv"
+    BM3D = "bm3d"
     NONE = "none"
 
 
@@ -50,10 +55,33 @@ class Scope(StrEnum):
     DIRECTORY = "directory"
 
 
+class Channels(StrEnum):
+    """Which channels of an image are denoised together."""
+
+    AUTO = "auto"
+    JOINT = "joint"
+    SEPARATE = "separate"
+
+
+class StylePresetChoice(StrEnum):
+    """How a style is transferred; the names of :data:`style_core.PRESETS`."""
+
+    SEED = "seed"
+    GATYS = "gatys"
+    BEST = "best"
+
+
+DOWNLOAD = "download"
+"""In place of a path for ``--vgg-weights``: torchvision's own file may be fetched."""
+
 PRESETS = {
     MethodChoice.ZS_FIT: (Preset.FAST, Preset.BEST),
     MethodChoice.NL_BAYES: (Preset.FAST,),
     MethodChoice.ZS_N2N: (Preset.FAST, Preset.PAPER),
+    MethodChoice.NLM: (Preset.FAST,),
+    MethodChoice.WAVELET: (Preset.FAST,),
+    MethodChoice.TV: (Preset.FAST,),
+    MethodChoice.BM3D: (Preset.FAST,),
     MethodChoice.NONE: (Preset.FAST,),
 }
 
@@ -76,7 +104,8 @@ class RunConfig(BaseModel):
     method: MethodChoice = Field(
         default=MethodChoice.AUTO,
         description="zs-fit: a non-local estimate, corrected by a small network that is fitted to the noisy images; nl-bayes: "
-        "that estimate alone; zs-n2n: Zero-Shot Noise2Noise, one network fitted on each image; none: pixels as they are; "
+        "that estimate alone; zs-n2n: Zero-Shot Noise2Noise, one network fitted on each image; nlm, wavelet, tv, bm3d: "
+        "the classical methods, for reference (bm3d: an extra, for non-commercial use only); none: pixels as they are; "
         "auto: zs-fit, or zs-n2n with --preset paper.",
     )
     preset: Preset = Field(
@@ -98,11 +127,65 @@ class RunConfig(BaseModel):
     noise: str = Field(
         default="none",
         description="The input is clean: add this noise first and score against the input. gauss:25 is σ = 25 on the "
-        "0-255 scale, poisson:30 is a peak of 30 photons; none adds nothing.",
+        "0-255 scale, brown:25 the same, correlated in space; poisson:30 is a peak of 30 photons, poisson-gauss:30/5 that and "
+        "σ = 5; of a share of pixels, bernoulli:0.5 makes black, salt-pepper:0.1 black or white, impulse:0.3 a random colour, "
+        "text:0.25 covers with text; jpeg:30 is a quality; none adds nothing. A range, as gauss:5-50, draws a level an image.",
     )
     clip_noise: bool = Field(default=False, description="Clip the noisy image to the value range of its data type.")
+    save_noisy: bool = Field(
+        default=False,
+        description="Also write the noisy images, to OUTPUT/noisy; with --style and --noise they always are.",
+    )
+    style: tuple[Path, ...] = Field(
+        default=(),
+        description="Paint every image in the manner of this one first (Gatys' neural style transfer); given several times, "
+        "their styles are blended. What was painted is kept in OUTPUT/stylized, and scores refer to it.",
+    )
+    style_preset: StylePresetChoice = Field(
+        default=StylePresetChoice.SEED,
+        description="seed: layers conv1_1 to conv3_1, 300 L-BFGS steps; gatys: layers as first published, up to relu5_1; best: "
+        "those layers, from coarse to fine, Wasserstein distance.",
+    )
+    style_scale: float = Field(
+        default=1.0,
+        gt=0,
+        le=8,
+        allow_inf_nan=False,
+        description="Size of the style image against the painted one; less than 1 makes strokes smaller.",
+    )
+    style_max_side: int | None = Field(
+        default=None,
+        ge=32,
+        description="Paint larger images at this longer side, in pixels, and enlarge them again. Left out: at full size.",
+    )
+    keep_colours: bool = Field(default=False, description="Paint brightness only: the colours stay those of the image.")
+    vgg_weights: str | None = Field(
+        default=None,
+        description="The trained VGG-19 that --style needs: a file in torchvision's key names (of which only the layers needed "
+        f"are kept), or {DOWNLOAD}: torchvision's own, 548 MB, may be fetched, once.",
+    )
+    vgg_sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-fA-F]{64}$",
+        description="SHA-256 that the file of --vgg-weights must have.",
+    )
     reference: Path | None = Field(
         default=None, description="A directory of clean images under the same relative paths, to score against."
+    )
+    crop: int | None = Field(
+        default=None, ge=1, description="Only the centre of each image, N x N pixels, cut out before noise is added."
+    )
+    axes: str | None = Field(
+        default=None,
+        pattern=r"^[TZCQI]*YX[CS]?$",
+        description="What the axes of the images are, such as TYX or ZCYX, whatever the files say: T times, Z depths, C "
+        "channels, Q anything else, Y rows, X columns, S colours. The frames of a stack lie along T, without it along Z, "
+        "without that along Q; along all other axes each place is denoised as a stack of its own.",
+    )
+    channels: Channels = Field(
+        default=Channels.AUTO,
+        description="joint: all channels together; separate: each channel and colour by itself; auto: colours (S) together, "
+        "channels (C) each by itself.",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the noise and of the fits.")
     device: str = Field(
@@ -115,7 +198,7 @@ class RunConfig(BaseModel):
         ge=1,
         le=MOST_SLOTS,
         description="How many fits may share the device, counted over all runs on this machine. Left out: one on a GPU; on "
-        "a CPU one a core, each with one thread, for fast, and one with all threads for paper.",
+        "a CPU one a core, each with one thread, and one with all threads for paper.",
     )
     chunk: int | None = Field(
         default=None,
@@ -135,12 +218,20 @@ class RunConfig(BaseModel):
         "again, error refuses to start.",
     )
 
-    @field_validator("input", "output", "reference", "model", mode="before")
+    @field_validator("input", "output", "reference", "model", "vgg_weights", mode="before")
     @classmethod
     def _path_is_given(cls, value: object) -> object:
         if value == "":
             raise ValueError("the path is empty")
         return value
+
+    @field_validator("style", mode="before")
+    @classmethod
+    def _one_style_or_several(cls, value: object) -> object:
+        styles = (value,) if isinstance(value, str | Path) else value
+        if isinstance(styles, list | tuple) and "" in styles:
+            raise ValueError("the path is empty")
+        return styles
 
     @field_validator("noise")
     @classmethod
@@ -167,7 +258,27 @@ class RunConfig(BaseModel):
             raise ValueError("--model is applied to the whole directory: leave --scope out")
         if self.clip_noise and self.noise == "none":
             raise ValueError("--clip-noise needs --noise, such as --noise gauss:25")
+        if self.save_noisy and self.noise == "none":
+            raise ValueError("--save-noisy needs --noise, such as --noise gauss:25")
+        self._style_options_agree()
         return self
+
+    def _style_options_agree(self) -> None:
+        if self.style:
+            if self.reference is not None:
+                raise ValueError("--style scores against the stylized image: leave --reference out")
+            if self.vgg_weights is None:
+                raise ValueError(
+                    f"--style needs trained weights of VGG-19: --vgg-weights FILE, or --vgg-weights {DOWNLOAD} to fetch "
+                    "torchvision's (548 MB)"
+                )
+            if self.vgg_sha256 is not None and self.vgg_weights == DOWNLOAD:
+                raise ValueError("--vgg-sha256 is for a file: torchvision's own download is checked anyway")
+            return
+        names = ("style_preset", "style_scale", "style_max_side", "keep_colours", "vgg_weights", "vgg_sha256")
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"--{name.replace('_', '-')} needs --style")
 
     @property
     def resolved_method(self) -> str:
@@ -177,9 +288,16 @@ class RunConfig(BaseModel):
         return MethodChoice.ZS_N2N.value if self.preset is Preset.PAPER else MethodChoice.ZS_FIT.value
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        """What a run is found by in the Prefect UI."""
+        return (self.resolved_method,)
+
+    @property
     def title(self) -> str:
         """What a run is called in the Prefect UI: input, method, and the noise that is added."""
         noise = "" if self.noise == "none" else f" at {self.noise}"
+        if self.style:
+            noise = f" after {' + '.join(path.stem for path in self.style)}{noise}"
         preset = f" {self.preset.value}" if len(PRESETS[MethodChoice(self.resolved_method)]) > 1 else ""
         return f"{self.input.resolve().name}: {self.resolved_method}{preset}{noise}"
 
@@ -193,31 +311,66 @@ class RunConfig(BaseModel):
             "preset": self.preset.value if len(PRESETS[MethodChoice(self.resolved_method)]) > 1 else None,
             "noise": self.noise,
             "clip_noise": self.clip_noise,
+            "crop": self.crop,
             "seed": self.seed,
             "scope": self.scope.value if self.resolved_method == MethodChoice.ZS_FIT else None,
             "model": None if self.model is None else _content(self.model),
             "reference": None if self.reference is None else str(self.reference.absolute()),
         }
+        if self.axes is not None or self.channels is not Channels.AUTO:
+            decides |= {"axes": self.axes, "channels": self.channels.value}
+        if self.style:
+            decides["style"] = self.style_digest()
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def style_digest(self) -> str:
+        """SHA-256 (hex) of all that decides what a stylized image looks like, but the image."""
+        decides = {
+            "styles": [content(path) for path in self.style],
+            "preset": self.style_preset.value,
+            "scale": self.style_scale,
+            "max_side": self.style_max_side,
+            "keep_colours": self.keep_colours,
+            "weights": self.vgg_weights if self.vgg_weights == DOWNLOAD else content(Path(str(self.vgg_weights))),
+            "seed": self.seed,
+        }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
 
     def to_toml(self) -> str:
         """The configuration as a TOML document that ``--config`` reads back."""
-        values = self.model_dump(mode="json", exclude_none=True)
-        return "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
+        return to_toml(self)
+
+
+def to_toml(config: BaseModel) -> str:
+    """The options that are set, one a line."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
 
 
 def _content(model: Path) -> str:
     """What identifies the model, or the models in a folder: their bytes. A missing one is found later, by preflight."""
     files = sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
-    found = hashlib.sha256()
-    for file in files:
-        if file.is_file():
-            found.update(hashlib.sha256(file.read_bytes()).digest())
-    return found.hexdigest()
+    return hashlib.sha256(b"".join(bytes.fromhex(content(file)) for file in files)).hexdigest()
+
+
+def content(path: Path) -> str:
+    """SHA-256 (hex) of a file; the empty string where there is none."""
+    if not path.is_file():
+        return ""
+    now = path.stat()
+    return _content_of(path, now.st_size, now.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _content_of(path: Path, size: int, changed: int) -> str:  # noqa: ARG001 - they tell whether it is the same file still
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _toml(value: object) -> str:
-    """A string, number or boolean as TOML writes it: JSON, but for escapes that TOML does not know."""
+    """A string, number, boolean or list of strings as TOML writes it: JSON, but for escapes that TOML does not know."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, str):
         value = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -236,16 +389,27 @@ def read_toml(path: Path) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in document.items()}
 
 
-def build(options: dict[str, Any]) -> RunConfig:
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def build(options: dict[str, Any], model: type[Config] = RunConfig) -> Config:  # type: ignore[assignment]
     """The configuration from named options; raises :class:`ConfigError` with one sentence that names the option."""
     try:
-        return RunConfig(**options)
+        return model(**options)
     except ValidationError as error:
-        raise ConfigError(_sentence(error)) from None
+        raise ConfigError(_sentence(error, model)) from None
 
 
-def _sentence(error: ValidationError) -> str:
+_PATTERNS = {
+    "--axes": "no order of axes: any of T, Z, C, Q, then YX, then S where the images have colours",
+    "--vgg-sha256": "no SHA-256, which has 64 hexadecimal digits",
+    "--device": "not one of auto, cpu, cuda, cuda:N",
+}
+
+
+def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     """The first fault of a validation, in a user's words."""
+    command = "run" if model is RunConfig else "compare"
     fault = error.errors(include_url=False)[0]
     name = "--" + str(fault["loc"][0]).replace("_", "-") if fault["loc"] else ""
     if name in {"--input", "--output"}:
@@ -255,10 +419,10 @@ def _sentence(error: ValidationError) -> str:
         message = str(fault["ctx"]["error"])
         return f"{name}: {message}" if name else message
     if fault["type"] == "extra_forbidden":
-        valid = ", ".join(field.replace("_", "-") for field in RunConfig.model_fields)
-        return f"{name[2:]} is no option of a run; the options are {valid}"
+        valid = ", ".join(field.replace("_", "-") for field in model.model_fields)
+        return f"{name[2:]} is no option of denoise {command}; the options are {valid}"
     if fault["type"] == "missing":
-        return f"{name} is missing: denoise run INPUT OUTPUT"
+        return f"{name} is missing: denoise {command} INPUT OUTPUT"
     if fault["type"] == "string_pattern_mismatch":
-        return f"{name}: {given!r} is not one of auto, cpu, cuda, cuda:N"
+        return f"{name}: {given!r} is {_PATTERNS.get(name, _PATTERNS['--device'])}"
     return f"{name}: {given!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flows.compare import CompareSummary
     from flows.progress import Progress, Summary
 
 _LINE_SECONDS = 10.0
@@ -93,26 +94,57 @@ def announce(message: str) -> None:
     print(printable(message), file=sys.stderr, flush=True)
 
 
-def print_summary(summary: Summary) -> None:
+def print_summary(summary: Summary | CompareSummary) -> None:
     """The end of a run in a few lines: counts on stdout, failures on stderr."""
     counts = [f"{summary.done} done"]
     if summary.already_done:
         counts.append(f"{summary.already_done} done earlier")
     counts.append(f"{summary.failed} failed")
-    if summary.skipped:
-        counts.append(f"{summary.skipped} not images")
+    skipped = getattr(summary, "skipped", 0)
+    if skipped:
+        counts.append(f"{skipped} not images")
     print(f"{', '.join(counts)}, in {duration(summary.seconds)}")
-    if summary.psnr_noisy_db is not None and summary.psnr_denoised_db is not None:
-        print(f"Mean PSNR {summary.psnr_noisy_db:.2f} dB noisy, {summary.psnr_denoised_db:.2f} dB denoised")
-    print(f"Images:  {summary.output}/images")
-    print(f"Table:   {summary.results}")
-    print(f"Report:  {summary.report}")
+    from flows.progress import Summary
+
+    if isinstance(summary, Summary):
+        _print_files(summary)
+    else:
+        _print_lines(summary)
     for failure in summary.failures[:_FAILURES_SHOWN]:
         print(f"failed: {printable(failure['source'])}: {printable(failure['error'])}", file=sys.stderr)
     if summary.failed > _FAILURES_SHOWN:
         print(f"failed: {summary.failed - _FAILURES_SHOWN} more, see the report", file=sys.stderr)
     if summary.interrupted:
         print("Interrupted. The same command goes on where this one stopped.", file=sys.stderr)
+
+
+def _print_files(summary: Summary) -> None:
+    if summary.psnr_noisy_db is not None and summary.psnr_denoised_db is not None:
+        print(f"Mean PSNR {summary.psnr_noisy_db:.2f} dB noisy, {summary.psnr_denoised_db:.2f} dB denoised")
+    print(f"Images:  {summary.output}/images")
+    print(f"Table:   {summary.results}")
+    print(f"Report:  {summary.report}")
+
+
+def _print_lines(summary: CompareSummary) -> None:
+    """A comparison's summary: methods by noises, PSNR, and seconds an image."""
+    noises = list(dict.fromkeys(line["noise"] for line in summary.lines))
+    at = {(line["noise"], line["candidate"]): line for line in summary.lines}
+    names = list(dict.fromkeys(line["candidate"] for line in summary.lines))
+    wide = max(map(len, names), default=0)
+    print(f"{'PSNR, dB':{wide}}  " + "  ".join(f"{noise:>12}" for noise in noises) + f"  {'s/image':>8}")
+    for name in names:
+        here = [at[noise, name] for noise in noises]
+        cells = "  ".join(f"{_figure(line['psnr_db'], '.2f'):>12}" for line in here)
+        seconds = [line["seconds"] for line in here if line["seconds"] is not None]
+        mean = sum(seconds) / len(seconds) if seconds else None
+        print(f"{name:{wide}}  {cells}  {_figure(mean, '.3g'):>8}")
+    print(f"Table:   {summary.table}")
+    print(f"Report:  {summary.report}")
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"
 
 
 def printable(text: str) -> str:

@@ -7,11 +7,12 @@ import json
 import logging
 import platform
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,21 +27,24 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from denoise_core.device import Device, choose
+from denoise_core.errors import DenoiseError
 from denoise_core.images import remove_stale_temporaries
 from flows import preflight, scopes
-from flows.config import MOST_SLOTS, OnExisting, Preset, RunConfig, Scope
+from flows.config import DOWNLOAD, MOST_SLOTS, OnExisting, Preset, RunConfig, Scope
 from flows.errors import StartError
 from flows.progress import Summary, Watch, announce, publish
 from flows.server import reports_to_real_server
+from style_core.errors import StyleError
 from tasks import ledger, table
 from tasks import scan as scanning
 from tasks.chunk import MOST_SEEN_IMAGES, into_chunks, process_chunk
-from tasks.faults import Interrupted, interrupt
+from tasks.faults import Interrupted, interrupt, sentence
 from tasks.report import PAGE, RESULTS, report
 from tasks.scan import Scan
-from tasks.settings import Settings
+from tasks.settings import Settings, Style
 from tasks.slots import limit_name
 from tasks.steps import ONCE
+from tasks.stylize import targets_of
 from tasks.table import DONE, FAILED, SKIPPED
 from tasks.work import Source
 
@@ -57,6 +61,8 @@ def scan(settings: Settings, *, redo: bool) -> Scan:
         config_digest=settings.config_digest,
         redo=redo,
         reference=settings.reference,
+        axes=settings.axes,
+        channels=settings.channels,
     )
 
 
@@ -77,20 +83,25 @@ def denoise_directory(config: RunConfig) -> State[Any]:
     Raises:
         StartError: the run cannot start as configured.
     """
-    started = time.perf_counter()
     preflight.check(config)
-    output = config.output.resolve()
     try:
-        with _only_run(output), _ending_gently():
-            remove_stale_temporaries(output)
-            settings = _resolve(config, output)
-            with _logging_to(settings.run_folder / "log.txt"):
-                return _run(config, settings, started)
+        return run_into(config)
     finally:
         interrupt.clear()  # it was this run's; a service runs the next flow in the same process
 
 
-def _run(config: RunConfig, settings: Settings, started: float) -> State[Any]:
+def run_into(config: RunConfig, *, page: bool = True) -> State[Any]:
+    """The run, inside a flow, of a configuration that was checked; with ``report.html``, or without."""
+    started = time.perf_counter()
+    output = config.output.resolve()
+    with only_run(output), ending_gently():
+        remove_stale_temporaries(output)
+        settings = _resolve(config, output)
+        with _logging_to(settings.run_folder / "log.txt"):
+            return _run(config, settings, started, page=page)
+
+
+def _run(config: RunConfig, settings: Settings, started: float, *, page: bool) -> State[Any]:
     logger = get_run_logger()
     torch.set_num_threads(settings.device.threads)
     redo = config.on_existing is OnExisting.OVERWRITE
@@ -103,6 +114,8 @@ def _run(config: RunConfig, settings: Settings, started: float) -> State[Any]:
         others = f" ({len(found.refused)} other files)" if found.refused else ""
         raise StartError(f"INPUT: there is no image in {settings.input}{others}")
     settings = replace(settings, steps_are_seen=len(found.todo) <= MOST_SEEN_IMAGES)
+    if settings.style is not None and found.todo:
+        _check_style(settings.style, settings.device)
     if settings.method == "zs-fit" and found.todo:
         settings = _prepared(config, settings, found, redo=redo)
     chunks = into_chunks(found.todo, config.chunk)
@@ -112,7 +125,7 @@ def _run(config: RunConfig, settings: Settings, started: float) -> State[Any]:
     )  # fmt: skip
     faults = _work_through(chunks, settings, len(found.todo))
 
-    report(settings, found, faults)
+    report(settings, found, faults, page=page)
     rows, _ = table.read(settings.output / RESULTS)
     summary = _summarise(settings, found, rows, time.perf_counter() - started)
     publish(summary, rows, settings)
@@ -130,7 +143,8 @@ def _prepared(config: RunConfig, settings: Settings, found: Scan, *, redo: bool)
     announce(f"scope {scope}: {why}")
     settings = replace(settings, scope=scope)
     if scope == "directory" and not settings.given_model:
-        settings = scopes.fit_models(settings, found, redo=redo, announce=announce)
+        asked = config.scope is not Scope.AUTO
+        settings = scopes.fit_models(settings, found, asked=asked, redo=redo, announce=announce)
     if config.slots is None and settings.device.name == "cpu":
         # Fewer images than cores: each gets several threads, which changes no bit of the result.
         slots = max(1, min(settings.slots, len(found.todo)))
@@ -214,7 +228,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 @contextmanager
-def _ending_gently() -> Iterator[None]:
+def ending_gently() -> Iterator[None]:
     """A termination signal asks the run to stop, as Ctrl-C does; Prefect's own handler would break it off."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -227,10 +241,10 @@ def _ending_gently() -> Iterator[None]:
 
 
 @contextmanager
-def _only_run(output: Path) -> Iterator[None]:
-    """Keep other runs out of the output while this one writes there."""
-    (output / "runs").mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / "runs" / ".lock")
+def only_run(output: Path, folder: str = "runs") -> Iterator[None]:
+    """Keep other runs out of the output, by a lock file in a folder of it, while this one writes there."""
+    (output / folder).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / folder / ".lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -269,12 +283,17 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
         preset=config.preset.value,
         noise=config.noise,
         clip_noise=config.clip_noise,
+        crop=config.crop,
         reference=None if config.reference is None else config.reference.resolve(),
         seed=config.seed,
+        axes=config.axes,
+        channels=config.channels.value,
         scope="image",
-        scope_was_asked=config.scope is not Scope.AUTO,
         models=() if config.model is None else scopes.given(config.model.resolve()),
         given_model=config.model is not None,
+        style=_style(config),
+        saves_noisy=config.noise != "none" and (config.save_noisy or bool(config.style)),
+        redo=config.on_existing is OnExisting.OVERWRITE,
         device=device,
         slots=slots,
         max_pixels=int(config.max_megapixels * 1e6),
@@ -287,7 +306,16 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
         with get_client(sync_client=True) as client:
             client.upsert_global_concurrency_limit_by_name(settings.limit_name, slots)
     settings.run_folder.mkdir(parents=True)
-    absolute = config.model_copy(update={"input": settings.input, "output": output, "reference": settings.reference})
+    weights = config.vgg_weights if settings.style is None or settings.style.weights is None else settings.style.weights
+    absolute = config.model_copy(
+        update={
+            "input": settings.input,
+            "output": output,
+            "reference": settings.reference,
+            "style": () if settings.style is None else settings.style.images,
+            "vgg_weights": None if weights is None else str(weights),
+        }
+    )
     (settings.run_folder / "config.toml").write_text(absolute.to_toml(), encoding="utf-8")
     environment = {
         "python": platform.python_version(),
@@ -305,15 +333,51 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
     return settings
 
 
+def _check_style(style: Style, device: Device) -> None:
+    """Read the style and the weights once, before any image."""
+    try:
+        targets_of(style, device)
+    except (DenoiseError, StyleError, OSError) as error:
+        raise StartError(f"--style: {sentence(error)}") from error
+
+
+def _style(config: RunConfig) -> Style | None:
+    if not config.style:
+        return None
+    return Style(
+        images=tuple(path.resolve() for path in config.style),
+        preset=config.style_preset.value,
+        scale=config.style_scale,
+        max_side=config.style_max_side,
+        keep_colours=config.keep_colours,
+        weights=None if config.vgg_weights == DOWNLOAD else Path(str(config.vgg_weights)).resolve(),
+        weights_sha256=config.vgg_sha256,
+        digest=config.style_digest(),
+    )
+
+
+class _Log(logging.FileHandler):
+    """A log that a full disk silences; the run has more to lose."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):  # what waits to be written
+            super().close()
+
+
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Write the run's log, tracebacks included, to a file in its folder."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler = _Log(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    names = ("tasks", "prefect.flow_runs", "prefect.task_runs")
+    names = ("tasks", "denoise_core", "prefect.flow_runs", "prefect.task_runs")
     for name in names:
         logging.getLogger(name).addHandler(handler)
-    logging.getLogger("tasks").setLevel(logging.INFO)
+    for name in ("tasks", "denoise_core"):
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         yield
     finally:

@@ -6,8 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from flows.config import OnExisting, RunConfig
+from flows.config import DOWNLOAD, OnExisting, RunConfig, content
 from flows.errors import StartError
+
+FOLDERS = ("images", "stylized", "noisy", "models", "runs")
+"""What a run may make in OUTPUT."""
 
 
 def check(config: RunConfig, *, writes: bool = True) -> None:
@@ -18,6 +21,8 @@ def check(config: RunConfig, *, writes: bool = True) -> None:
         ("OUTPUT", output),
         ("--reference", config.reference),
         ("--model", config.model),
+        *(("--style", image) for image in config.style),
+        ("--vgg-weights", Path(config.vgg_weights) if config.vgg_weights else None),
     ):
         try:
             str(path.resolve() if path else "").encode("utf-8")
@@ -33,7 +38,9 @@ def check(config: RunConfig, *, writes: bool = True) -> None:
         raise StartError(f"INPUT: {source} is empty")
     _check_reference(config)
     _check_model(config)
-    for written in (output, output / "images", output / "runs"):
+    _check_method(config.resolved_method)
+    _check_style(config)
+    for written in (output, *(output / name for name in FOLDERS)):
         _check_apart(source.resolve(), written)
     if output.exists() and not output.is_dir():
         raise StartError(f"OUTPUT: {output} is a file; give a directory")
@@ -41,7 +48,7 @@ def check(config: RunConfig, *, writes: bool = True) -> None:
         raise StartError(f"OUTPUT: {output} has earlier results and --on-existing is error")
     if writes:
         _check_writable(output)
-        if config.resolved_method != "none":
+        if config.resolved_method != "none" or config.style:
             _check_locks()
 
 
@@ -67,6 +74,27 @@ def _check_model(config: RunConfig) -> None:
         raise StartError(f"--model: there is no .safetensors file in {model}")
 
 
+def _check_style(config: RunConfig) -> None:
+    for image in config.style:
+        if not image.is_file():
+            raise StartError(f"--style: there is no file {image}")
+    if config.style and config.vgg_weights not in (None, DOWNLOAD):
+        weights = Path(str(config.vgg_weights))
+        if not weights.is_file():
+            raise StartError(f"--vgg-weights: there is no file {weights}")
+        if config.vgg_sha256 is not None and content(weights) != config.vgg_sha256.lower():
+            raise StartError(f"--vgg-weights: the SHA-256 of {weights} is {content(weights)}, not that of --vgg-sha256")
+
+
+def _check_method(method: str) -> None:
+    from denoise_core.methods import MethodMissing, check_installed
+
+    try:
+        check_installed(method)
+    except MethodMissing as missing:
+        raise StartError(f"--method: {missing}") from None
+
+
 def _check_apart(source: Path, written: Path) -> None:
     target = written.resolve()
     if target == source:
@@ -78,7 +106,8 @@ def _check_apart(source: Path, written: Path) -> None:
 
 
 def _check_writable(output: Path) -> None:
-    for folder in (output / "images", output / "runs", output / "models"):
+    folders = [output / name for name in FOLDERS]
+    for folder in folders:
         if folder.exists() and not folder.is_dir():
             raise StartError(f"OUTPUT: {folder} is in the way: a folder is wanted there")
     for file in (output / "results.parquet", output / "report.html"):
@@ -86,7 +115,7 @@ def _check_writable(output: Path) -> None:
             raise StartError(f"OUTPUT: the folder {file} is in the way: a file is wanted there")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        for folder in (output, output / "images", output / "runs", output / "models"):
+        for folder in (output, *folders):
             if folder.exists():
                 with tempfile.TemporaryFile(dir=folder):
                     pass

@@ -38,10 +38,13 @@ class Progress:
     part: float  # fraction of the images in work, summed: 0.5 is half an image
     seconds: float  # since the first chunk was submitted
     waiting: str | None  # what the run waits for, while nothing else goes on
+    expected_seconds: float | None = None  # that the rest will take, where more is known than the rate so far
 
     @property
     def seconds_left(self) -> float | None:
-        """The time that the rest will take at the rate so far, s; ``None`` before anything is done."""
+        """The time that the rest will take, s, at the rate so far where no more is known; ``None`` before anything is done."""
+        if self.expected_seconds is not None:
+            return self.expected_seconds
         finished = self.done + self.failed + self.part
         return None if finished < 0.05 else max(0.0, self.seconds * (self.total - finished) / finished)
 
@@ -101,6 +104,19 @@ def listening(on_progress: OnProgress) -> Iterator[None]:
         _listeners.remove(on_progress)
 
 
+_wholes: list[Callable[[Progress], Progress]] = []
+
+
+@contextmanager
+def as_part_of(whole: Callable[[Progress], Progress]) -> Iterator[None]:
+    """While inside, listeners are told the progress that ``whole`` makes of a run's."""
+    _wholes.append(whole)
+    try:
+        yield
+    finally:
+        _wholes.remove(whole)
+
+
 class Watch:
     """Tells the listeners and the Prefect UI how far the chunks are."""
 
@@ -120,8 +136,11 @@ class Watch:
         part, waiting = activity.glance()
         seconds = time.perf_counter() - self._started
         progress = Progress(self._total, self._done, self._failed, part, seconds, waiting)
+        shown = progress
+        for whole in _wholes:
+            shown = whole(shown)
         for listener in _listeners:
-            listener(progress)
+            listener(shown)
         if ended or time.perf_counter() - self._published > ARTIFACT_SECONDS:
             self._published = time.perf_counter()
             words = f"{self._done} done, {self._failed} failed of {self._total}"

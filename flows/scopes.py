@@ -36,7 +36,7 @@ def resolve(config: RunConfig, found: Scan) -> tuple[str, str]:
     if max(map(len, kinds.values()), default=0) >= LEAST_IMAGES:
         return Scope.DIRECTORY.value, f"there are {LEAST_IMAGES} or more images of one kind to do: {counts}"
     fewer = f"there are fewer than {LEAST_IMAGES} images of one kind to do: {counts}"
-    stacks = any(source.header.frames > 1 for source in found.todo)
+    stacks = any(source.arrangement.frames > 1 for source in found.todo)
     return (Scope.STACK if stacks else Scope.IMAGE).value, fewer
 
 
@@ -62,10 +62,13 @@ def given(path: Path) -> tuple[tuple[int, Path, str], ...]:
     return tuple((channels, *found) for channels, found in models.items())
 
 
-def fit_models(settings: Settings, found: Scan, *, redo: bool, announce: Callable[[str], None]) -> Settings:
+def fit_models(
+    settings: Settings, found: Scan, *, asked: bool, redo: bool, announce: Callable[[str], None]
+) -> Settings:
     """The settings with a network for every kind of image of which there are enough; those of an earlier run are kept.
 
-    Where a network cannot be fitted, each image of that kind gets a fit of its own.
+    ``asked``: the scope was named, so that any number is enough. Where a network cannot be fitted, each image of that kind
+    gets a fit of its own.
     """
     models = []
     for channels, sources in by_kind(found.todo).items():
@@ -75,7 +78,7 @@ def fit_models(settings: Settings, found: Scan, *, redo: bool, announce: Callabl
         kept = None if redo else _model(path, channels)
         if kept is not None:
             announce(f"the network of an earlier run serves images of {channels} channel(s): {path.name}")
-        elif len(sources) >= LEAST_IMAGES or settings.scope_was_asked:
+        elif len(sources) >= LEAST_IMAGES or asked:
             announce(f"fitting one network for {len(sources)} images of {channels} channel(s)")
             kept = _fit(sources, settings, channels, announce)
         if kept is not None:
@@ -103,8 +106,8 @@ def _fit(
         fault = future.state.result(raise_on_failure=False)
     if isinstance(fault, tuple):
         return fault
-    why = sentence(fault) if isinstance(fault, BaseException) else "none of them has noise that it can be fitted to"
-    announce(f"no network for images of {channels} channel(s), each gets its own: {why}")
+    why = sentence(fault) if isinstance(fault, BaseException) else "none of them can be fitted to (the notes say why)"
+    announce(f"no network for images of {channels} channel(s), each is done by itself: {why}")
     return None
 
 

@@ -7,11 +7,14 @@ closes, however the run ends.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +25,10 @@ from flows.errors import StartError
 from tasks.faults import stop_if_interrupted
 
 _START_SECONDS = 120.0
+_MOST_RESTARTS = 5
 _embedded_addresses: set[str] = set()
+
+log = logging.getLogger("tasks")
 
 
 @dataclass(frozen=True)
@@ -113,16 +119,41 @@ def _send_what_waits() -> None:
 
 @contextmanager
 def _embedded() -> Iterator[str]:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(128)
-        port = listening.getsockname()[1]
-        with tempfile.TemporaryFile() as said:
-            process = subprocess.Popen(
+    process = _Process()
+    try:
+        import torch  # noqa: F401 - the run needs it: imported while the server starts
+
+        address = f"http://127.0.0.1:{process.port}/api"
+        try:
+            _wait_until_healthy(address, process.child, seconds=_START_SECONDS)
+        except StartError as error:
+            raise StartError(f"{error}; its last words: {process.last_words() or 'none'}") from None
+        with process.kept_alive():
+            yield address
+    finally:
+        process.end()
+
+
+class _Process:
+    """The server's process; one that dies is replaced, since Prefect's calls would wait for it for minutes."""
+
+    def __init__(self) -> None:
+        self.port = 0  # any that is free
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end()
+        self.child = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
+            # The child has its own: with this one left open a dead server would hang, not refuse.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else its successor must wait for the port
+            listening.bind(("127.0.0.1", self.port))
+            listening.listen(128)
+            self.port = listening.getsockname()[1]
+            return subprocess.Popen(
                 [sys.executable, "-P", "-m", "flows.embedded_server", str(listening.fileno())],
                 stdin=subprocess.PIPE,
-                stdout=said,
-                stderr=said,
+                stdout=self._said,
+                stderr=self._said,
                 pass_fds=[listening.fileno()],
                 start_new_session=True,
                 env={
@@ -132,26 +163,46 @@ def _embedded() -> Iterator[str]:
                     "PREFECT__SERVER_FINAL": "1",
                 },
             )
-            listening.close()  # the child has its own: with this one left open a dead server would hang, not refuse
-            try:
-                import torch  # noqa: F401 - the run needs it: imported while the server starts
 
-                address = f"http://127.0.0.1:{port}/api"
-                try:
-                    _wait_until_healthy(address, process, seconds=_START_SECONDS)
-                except StartError as error:
-                    said.seek(0)
-                    last = said.read().decode(errors="replace").strip().splitlines()[-1:]
-                    raise StartError(f"{error}; its last words: {' '.join(last) or 'none'}") from None
-                yield address
-            finally:
-                if process.stdin is not None:
-                    process.stdin.close()
-                try:
-                    process.wait(timeout=20)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+    @contextmanager
+    def kept_alive(self) -> Iterator[None]:
+        """While inside, a server that ends is started again on its port, a few times."""
+        leaving = threading.Event()
+
+        def watch() -> None:
+            restarts = 0
+            while not leaving.wait(0.5) and restarts < _MOST_RESTARTS:
+                if self.child.poll() is not None:
+                    restarts += 1
+                    log.warning("the embedded Prefect server ended (%s); it is started again", self.child.returncode)
+                    with contextlib.suppress(OSError):
+                        if self.child.stdin is not None:
+                            self.child.stdin.close()
+                        self.child = self._start()
+
+        watching = threading.Thread(target=watch, name="embedded-server", daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            leaving.set()
+            watching.join()
+
+    def last_words(self) -> str:
+        """The last line that the process printed."""
+        self._said.seek(0)
+        return " ".join(self._said.read().decode(errors="replace").strip().splitlines()[-1:])
+
+    def end(self) -> None:
+        """Ask it to end, and see that it does."""
+        if self.child.stdin is not None:
+            self.child.stdin.close()
+        try:
+            self.child.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+        self._said.close()
 
 
 def _check_set_server(url: str) -> None:

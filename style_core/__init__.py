@@ -1,29 +1,64 @@
-"""Neural style transfer on tensors (Gatys, Ecker and Bethge, 2015): one image painted in the manner of another.
+"""Neural style transfer (Gatys, Ecker and Bethge, 2015): images painted in the manner of others. No Prefect.
 
 ::
 
-    features = load_features(Path("vgg19.pth"), SEED.layers)
-    stylized = transfer(content, style, features, SEED)
+    preset = PRESETS["seed"]
+    features = load_features(Path("vgg19.pth"), preset.layers)
+    targets = style_targets([style], features, preset)
+    painted = [stylize(content, targets).pixels for content in contents]
+
+Importing this package imports no torch: that waits until something that computes is asked for.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from style_core.errors import StyleError
-from style_core.losses import content_loss, gram_matrix, style_loss
-from style_core.transfer import SEED, Step, StylePreset, StyleTargets, style_targets, transfer
-from style_core.vgg import LAYERS, Features, extract, load_features
+from style_core.layers import LAYERS
+from style_core.presets import PRESETS, StylePreset, presets_within
+
+if TYPE_CHECKING:
+    from style_core.images import Stylized, style_targets, stylize
+    from style_core.painting import Step, StyleTargets, Transferred, transfer
+    from style_core.vgg import Features, download_features, extract, load_features
 
 __all__ = [
     "LAYERS",
-    "SEED",
+    "PRESETS",
     "Features",
     "Step",
     "StyleError",
     "StylePreset",
     "StyleTargets",
-    "content_loss",
+    "Stylized",
+    "Transferred",
+    "download_features",
     "extract",
-    "gram_matrix",
     "load_features",
-    "style_loss",
+    "presets_within",
     "style_targets",
+    "stylize",
     "transfer",
 ]
+
+_MODULES = {
+    "Features": "vgg",
+    "Step": "painting",
+    "StyleTargets": "painting",
+    "Stylized": "images",
+    "Transferred": "painting",
+    "download_features": "vgg",
+    "extract": "vgg",
+    "load_features": "vgg",
+    "style_targets": "images",
+    "stylize": "images",
+    "transfer": "painting",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,5 +1,5 @@
 """What goes wrong in style transfer through no fault of the calling code."""
 
 
-class StyleError(Exception):
-    """The trained weights cannot be used: not the expected file, layers missing, or not VGG-19's shapes."""
+class StyleError(ValueError):
+    """The weights or an image cannot be used: not the expected file, layers missing, too small, not the expected values."""

@@ -11,38 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from style_core.errors import StyleError
+from style_core.layers import LAYERS, PLACE, Layer, check_names, reached, up_to
+from style_core.presets import presets_within
 
-
-@dataclass(frozen=True)
-class Layer:
-    """One entry of torchvision's ``vgg19().features``; its place in that sequence is the N of ``features.N.weight``."""
-
-    name: str
-    kind: str
-    in_channels: int
-    out_channels: int
-
-
-def _vgg19() -> tuple[Layer, ...]:
-    layers: list[Layer] = []
-    channels = 3
-    for block, (convolutions, width) in enumerate(((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)), start=1):
-        for i in range(1, convolutions + 1):
-            layers += [
-                Layer(f"conv{block}_{i}", "conv", channels, width),
-                Layer(f"relu{block}_{i}", "relu", width, width),
-            ]
-            channels = width
-        layers.append(Layer(f"pool{block}", "pool", width, width))
-    return tuple(layers)
-
-
-LAYERS = _vgg19()
-_PLACE = {layer.name: place for place, layer in enumerate(LAYERS)}
+# torch.hub names files by so many digits of their SHA-256.
+_LEAST_DIGITS = 8
 
 # What torchvision's models expect: RGB in [0, 1], less the mean of ImageNet, over its standard deviation.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,46 +40,7 @@ class Features:
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers that can be extracted, from the image upwards."""
-        return _reached(len(self.convolutions))
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Features":
-        """The same network elsewhere or in another precision; with nothing to change, the same tensors.
-
-        In bfloat16 a transfer takes 0.4 to 0.7 of the time on a CPU that is fast at it, and ends within about 5 % of
-        float32's loss.
-        """
-        return Features(
-            tuple((w.to(device, dtype), b.to(device, dtype)) for w, b in self.convolutions), self.activation_scale
-        )
-
-
-def _reached(convolutions: int) -> tuple[str, ...]:
-    """Names of all layers before the first that needs one convolution more."""
-    names: list[str] = []
-    for layer in LAYERS:
-        if layer.kind == "conv" and convolutions == 0:
-            break
-        convolutions -= layer.kind == "conv"
-        names.append(layer.name)
-    return tuple(names)
-
-
-def check_names(layers: Sequence[str]) -> None:
-    """Raise ValueError for a name that VGG-19 has no layer of."""
-    for name in layers:
-        if name not in _PLACE:
-            raise ValueError(f"VGG-19 has no layer {name!r}; its layers are {', '.join(_PLACE)}")
-
-
-def deepest(layers: Sequence[str]) -> int:
-    """Place in :data:`LAYERS` of the deepest of ``layers``."""
-    return max(_PLACE[name] for name in layers)
-
-
-def smallest_side(layers: Sequence[str]) -> int:
-    """Height and width in pixels below which the pooling leaves nothing for the deepest of ``layers``."""
-    pools = sum(layer.kind == "pool" for layer in LAYERS[: deepest(layers) + 1])
-    return int(2**pools)
+        return reached(len(self.convolutions))
 
 
 def extract(features: Features, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -111,9 +49,9 @@ def extract(features: Features, image: Tensor, layers: Sequence[str]) -> dict[st
     Parameters
     ----------
     features
-        The trained network. Its precision and device are those of the convolutions.
+        The trained network, in float32 on the CPU.
     image
-        RGB in [0, 1] (B, 3, H, W), on the network's device.
+        RGB in [0, 1] (B, 3, H, W), on the CPU; gradients flow through.
     layers
         Names from :data:`LAYERS`; ``conv…`` is before the ReLU and ``relu…`` after it.
 
@@ -133,14 +71,12 @@ def extract(features: Features, image: Tensor, layers: Sequence[str]) -> dict[st
             f"the network was loaded as far as {features.layers[-1]}, and {', '.join(missing)} was asked for; "
             "name these layers to load_features too"
         )
-    mean = image.new_tensor(_MEAN).view(3, 1, 1)
-    std = image.new_tensor(_STD).view(3, 1, 1)
-    x = ((image - mean) / std).to(features.convolutions[0][0].dtype)
-    # The layout in which convolutions run fastest on CPUs and on tensor cores; the values are the same.
-    x = x.contiguous(memory_format=torch.channels_last)
+    mean = image.new_tensor(MEAN).view(3, 1, 1)
+    std = image.new_tensor(STD).view(3, 1, 1)
+    x = (image - mean) / std
     convolutions = iter(features.convolutions)
     found: dict[str, Tensor] = {}
-    for layer in LAYERS[: deepest(layers) + 1]:
+    for layer in up_to(layers):
         if layer.kind == "conv":
             weight, bias = next(convolutions)
             x = F.conv2d(x, weight, bias, padding=1)
@@ -166,7 +102,7 @@ def load_features(
     layers
         Names from :data:`LAYERS`.
     sha256
-        The file's expected SHA-256 in hexadecimal; None takes the file as it is.
+        The file's expected SHA-256 in hexadecimal, or its first digits, at least 8; None takes the file as it is.
     activation_scale
         What to divide all activations by. None: 255 for weights trained on pixels 0 to 255 (told by the size of
         conv1_1's filters), otherwise 1.
@@ -196,7 +132,7 @@ def load_features(
     if sha256 is not None:
         _check_digest(path, sha256)
     state = _read(path)
-    needed = [layer for layer in LAYERS[: deepest(layers) + 1] if layer.kind == "conv"]
+    needed = [layer for layer in up_to(layers) if layer.kind == "conv"]
     held = _held(state)
     if held < len(needed):
         raise StyleError(_ends_early(path, layers, held))
@@ -216,10 +152,58 @@ def load_features(
     )
 
 
+def download_features(
+    layers: Sequence[str], *, directory: Path | None = None, progress: bool = False, url: str | None = None
+) -> Features:
+    """Fetch torchvision's trained VGG-19 (about 550 MB) unless it is there already, and load it as far as ``layers``.
+
+    Nothing else in this package reaches for the network: call this where the user has allowed it.
+
+    Parameters
+    ----------
+    layers
+        Names from :data:`LAYERS`.
+    directory
+        Where the file is kept; None: where torch.hub keeps its own, shared with torchvision.
+    progress
+        Show a bar on stderr.
+    url
+        None: torchvision's ``VGG19_Weights.IMAGENET1K_V1``. The file's name must hold the start of its SHA-256 as torch.hub's
+        do, ``name-0123abcd.pth``; it is checked at every call.
+
+    Raises
+    ------
+    ValueError
+        For a layer name that does not exist.
+    StyleError
+        When the file cannot be fetched, or is not the expected one.
+    """
+    check_names(layers)
+    if url is None:
+        from torchvision.models import VGG19_Weights
+
+        url = str(VGG19_Weights.IMAGENET1K_V1.url)
+    name = url.rpartition("/")[2]
+    digest = torch.hub.HASH_REGEX.search(name)
+    if digest is None:
+        raise ValueError(f"{name}: expected the start of the file's SHA-256 in its name, as in vgg19-0123abcd.pth")
+    path = (directory or Path(torch.hub.get_dir()) / "checkpoints") / name
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1], progress=progress)
+        except (OSError, RuntimeError) as error:
+            raise StyleError(
+                f"VGG-19's weights could not be fetched from {url} to {path} ({error}); "
+                "fetch the file elsewhere and give its path"
+            ) from error
+    return load_features(path, layers, sha256=digest[1])
+
+
 def _check_digest(path: Path, sha256: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256.strip().lower():
+    if len(sha256.strip()) < _LEAST_DIGITS or not found.startswith(sha256.strip().lower()):
         raise StyleError(
             f"{path}: SHA-256 is {found}, expected {sha256.strip().lower()}; "
             "fetch the file again, or give the digest of the file that is meant"
@@ -255,16 +239,17 @@ def _held(state: Mapping[str, Tensor]) -> int:
 def _ends_early(path: Path, layers: Sequence[str], held: int) -> str:
     if held == 0:
         return f"{path}: no features.0.weight in it; expected VGG-19 under torchvision's key names"
-    reached = _reached(held)
-    missing = [name for name in layers if name not in reached]
+    works = reached(held)
+    missing = [name for name in layers if name not in works]
+    within = ", ".join(presets_within(works)) or "none"
     return (
-        f"{path}: ends before {', '.join(missing)}; layers that work with this file: {', '.join(reached)}. "
-        "The others need the full VGG-19 weights"
+        f"{path}: ends before {', '.join(missing)}; layers that work with this file: {', '.join(works)}. "
+        f"Presets that work with it: {within}; the others need the full VGG-19 weights, or other layers by option"
     )
 
 
 def _tensor(path: Path, state: Mapping[str, Tensor], layer: Layer, part: str) -> Tensor:
-    key = f"features.{_PLACE[layer.name]}.{part}"
+    key = f"features.{PLACE[layer.name]}.{part}"
     found = state[key]
     expected = (layer.out_channels, layer.in_channels, 3, 3) if part == "weight" else (layer.out_channels,)
     if tuple(found.shape) != expected:

@@ -20,9 +20,10 @@ from tasks.evaluate import evaluate
 from tasks.faults import RETRY_SECONDS, is_out_of_memory, stop_if_interrupted
 from tasks.ledger import Part
 from tasks.load import load
-from tasks.save import save
+from tasks.save import save, save_noisy
 from tasks.settings import Settings
 from tasks.steps import CHUNK
+from tasks.stylize import stylize
 from tasks.table import DONE, fill, now, text
 from tasks.work import Source, Work
 
@@ -120,8 +121,12 @@ def _steps(work: Work, settings: Settings, *, seen: bool) -> None:
             run(work, *arguments)
 
     step(load, settings)
+    if settings.style is not None:
+        step(stylize, settings)
     if settings.noise != "none":
         step(add_noise, settings)
+    if settings.saves_noisy:
+        step(save_noisy, settings)
     step(denoise, settings)
     step(evaluate)
     step(save, settings)

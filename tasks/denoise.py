@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -21,6 +22,7 @@ from tasks.table import fill, now
 from tasks.work import Work, guarded
 
 if TYPE_CHECKING:
+    from denoise_core.methods.zs_fit import Result
     from denoise_core.methods.zs_fit.fitting import Fitted
 
 
@@ -64,7 +66,7 @@ def _denoise(work: Work, settings: Settings) -> None:
         _zs_fit(work, settings)
     else:
         _each_frame(work, settings)
-    fill(work.row, device=settings.device.name)
+    fill(work.row, device=settings.device.name, threads=settings.device.threads)
     if settings.method != "none":
         fill(work.row, fit_started_at=started_at, fit_finished_at=now())
     if work.row["steps"] is not None:
@@ -72,52 +74,63 @@ def _denoise(work: Work, settings: Settings) -> None:
 
 
 def _zs_fit(work: Work, settings: Settings) -> None:
-    """One fit for all frames of the file, or the directory's network; `scope` image takes the frames one by one."""
+    """One fit for all frames of a stack, or the directory's network; scope image takes each frame for an image."""
     from denoise_core.methods import zs_fit
 
     assert work.noisy is not None
-    channels = work.noisy.shape[3]
+    assert work.intensities is not None
+    arrangement = work.intensities.arrangement
+    channels = arrangement.channels
     path = settings.model(channels)
     if path is None and settings.given_model:
         kinds = " and ".join(str(number) for number, _, _ in settings.models)
         raise NoModel(f"the image has {channels} channels, and the model is for {kinds}")
     model, digest = (None, None) if path is None else (load_model(*path), path[1])
-    frames = [work.noisy] if settings.scope != "image" else np.split(work.noisy, len(work.noisy))
-    found = []
-    for number, frame in enumerate(frames):
-        found.append(
-            zs_fit.denoise(
-                frame,
-                preset=settings.preset,
-                seed=settings.seed,
-                device=settings.device,
-                on_step=functools.partial(_tell, work, number, len(frames)),
-                model=model,
-                fit_own=not settings.given_model,
-            )
+    work.denoised = np.empty_like(work.noisy)
+    results = []
+    for number in range(arrangement.stacks):
+        stack = arrangement.stack(number)
+        result = zs_fit.denoise(
+            work.noisy[stack],
+            preset=settings.preset,
+            seed=settings.seed,
+            device=settings.device,
+            on_step=functools.partial(_tell, work, number, arrangement.stacks),
+            model=model,
+            fit_own=not settings.given_model,
+            by_frame=settings.scope == "image",
         )
-    work.denoised = np.concatenate([result.pixels for result in found]) if len(found) > 1 else found[0].pixels
-    # A stack done frame by frame: what most of its frames kept, and the first one's noise.
-    kept = [result.kept for result in found]
-    steps = sum(result.steps for result in found)
-    noise = found[0].noise
-    top = 1.0 if work.image is None else float(np.iinfo(work.image.pixels.dtype).max)
+        work.denoised[stack] = result.pixels
+        results.append(replace(result, pixels=work.denoised[:0]))
+    for remark in dict.fromkeys(result.remark for result in results if result.remark is not None):
+        work.remark(remark)
     scope = settings.scope
-    if (scope == "stack" and len(work.noisy) == 1) or (scope == "directory" and path is None):
-        scope = "stack" if len(work.noisy) > 1 else "image"
-    fill(
-        work.row,
-        scope=scope,
-        kept=max(sorted(set(kept)), key=kept.count),
-        model_sha256=digest,
-        frames_together=found[0].window,
-        noise_gain=None if noise is None else noise.gain * top,
-        noise_offset=None if noise is None else noise.offset * top**2,
-        steps=steps or None,
-        restarts=sum(result.restarts for result in found) if steps or any(r.restarts for r in found) else None,
-        fit_seconds=sum(result.fit_seconds for result in found),
-        denoise_seconds=sum(result.denoise_seconds for result in found),
-    )
+    if (scope == "stack" and arrangement.frames == 1) or (scope == "directory" and path is None):
+        scope = "stack" if arrangement.frames > 1 else "image"
+    fill(work.row, scope=scope, model_sha256=digest, **_told(work, results))
+
+
+def _told(work: Work, results: list[Result]) -> dict[str, Any]:
+    """What the row tells of the stacks of a file: what most of them kept, sums of their costs, means of their noise."""
+    assert work.intensities is not None
+    kept = [result.kept for result in results]
+    windows = [result.window for result in results]
+    gains, offsets = [], []
+    for result, scale in zip(results, work.intensities.scales, strict=True):
+        if result.noise is not None:
+            gains.append(result.noise.gain * scale.width)
+            offsets.append(result.noise.offset * scale.width**2 - gains[-1] * scale.low)
+    steps, restarts = (sum(getattr(result, name) for result in results) for name in ("steps", "restarts"))
+    return {
+        "kept": max(sorted(set(kept)), key=kept.count),
+        "frames_together": max(sorted(set(windows)), key=windows.count),
+        "noise_gain": sum(gains) / len(gains) if gains else None,
+        "noise_offset": sum(offsets) / len(offsets) if offsets else None,
+        "steps": steps or None,
+        "restarts": restarts if steps or restarts else None,
+        "fit_seconds": sum(result.fit_seconds for result in results),
+        "denoise_seconds": sum(result.denoise_seconds for result in results),
+    }
 
 
 def _each_frame(work: Work, settings: Settings) -> None:
@@ -125,7 +138,7 @@ def _each_frame(work: Work, settings: Settings) -> None:
     assert work.noisy is not None
     assert work.image is not None
     # Bytes are fitted on [0, 1] as published; deeper data seldom fill their type, so their own range is mapped there.
-    eight_bit = work.image.pixels.dtype == np.uint8
+    eight_bit = work.image.pixels.dtype.itemsize == 1
     work.denoised = np.empty_like(work.noisy)
     steps = restarts = 0
     fit_seconds = denoise_seconds = 0.0
@@ -151,9 +164,9 @@ def _each_frame(work: Work, settings: Settings) -> None:
     )
 
 
-def _tell(work: Work, frame: int, frames: int, step: methods.Step) -> None:
+def _tell(work: Work, part: int, parts: int, step: methods.Step) -> None:
     stop_if_interrupted()
-    activity.report(work.source.name, (frame + step.step / step.steps) / frames)
+    activity.report(work.source.name, (part + step.step / step.steps) / parts)
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from prefect import task
 
 from denoise_core import diagnostics, metrics
-from denoise_core.images import from_float, to_float
+from denoise_core.images import to_float
+from tasks.intensities import Intensities
 from tasks.steps import STEP
 from tasks.table import fill
 from tasks.work import Work, guarded
 
 FRAMES_LOOKED_AT = 8  # of a stack, for what is an estimate anyway
+STANDARD_ERRORS = 4.0  # of the noisy image's mean, by which the denoised one's may differ ...
+ROUNDING = 0.05  # ... beside so much of a level: flat parts are rounded all the same way
 
 
 @task(name="evaluate", **STEP)
@@ -24,43 +31,103 @@ def evaluate(work: Work, *, step: str = "evaluate") -> None:  # noqa: ARG001 - s
 
 
 def _evaluate(work: Work) -> None:
-    if work.noisy is None or work.denoised is None or work.image is None:
+    if work.noisy is None or work.denoised is None or work.image is None or work.intensities is None:
         raise RuntimeError("the image was not denoised")
-    dtype = work.image.pixels.dtype
-    top = float(np.iinfo(dtype).max)
-    pixels, clipped = from_float(work.denoised, dtype)
-    work.pixels = pixels.reshape(work.image.pixels.shape)
+    intensities = work.intensities
+    source = work.noisy if work.noisy_is_source else None
+    pixels, clipped = intensities.stored(work.denoised, work.image.pixels, source)
+    work.pixels = intensities.arrangement.back(pixels)
+    stacks = _Stacks(intensities)
+    before, after = stacks.means(work.noisy), stacks.means(pixels, of_file=True)
+    sigmas = stacks.each(diagnostics.sigma_estimate, work.noisy)
+    levels = None if sigmas is None else [s * scale.width for s, scale in zip(sigmas, intensities.scales, strict=True)]
     fill(
         work.row,
         clipped_fraction=clipped,
-        mean_noisy=float(work.noisy.mean(dtype=np.float64)) * top,
-        mean_denoised=float(pixels.mean(dtype=np.float64)),
-        residual_autocorrelation=_over_frames(diagnostics.residual_autocorrelation, work.noisy, work.denoised),
+        mean_noisy=_mean(before),
+        mean_denoised=_mean(after),
+        residual_autocorrelation=_mean(stacks.each(diagnostics.residual_autocorrelation, work.noisy, work.denoised)),
+        sigma_estimate=_mean(levels),
+        flags=None if levels is None else stacks.moved(before, after, levels),
     )
-    sigma = _over_frames(diagnostics.sigma_estimate, work.noisy)
-    fill(work.row, sigma_estimate=None if sigma is None else sigma * top)
     if work.clean is not None:
-        written = to_float(pixels)
-        fill(
-            work.row,
-            data_range=top,
-            psnr_noisy_db=metrics.psnr(work.clean, work.noisy, data_range=1.0),
-            psnr_denoised_db=metrics.psnr(work.clean, written, data_range=1.0),
-            ssim_noisy=_over_frames(_ssim, work.clean, work.noisy, most=None),
-            ssim_denoised=_over_frames(_ssim, work.clean, written, most=None),
-        )
+        _score(work, pixels, stacks)
     work.clean = work.noisy = work.denoised = None
 
 
-def _ssim(reference: np.ndarray, test: np.ndarray) -> float | None:
-    return metrics.ssim(reference, test, data_range=1.0)
+def _score(work: Work, pixels: np.ndarray, stacks: _Stacks) -> None:
+    """PSNR and SSIM of the noisy image and of what will be written."""
+    assert work.clean is not None
+    assert work.noisy is not None
+    own = stacks.intensities.own
+    written = np.empty_like(work.noisy)
+    if own is not None:
+        clean, noisy, data_range, top = work.clean, work.noisy, 1.0, own.width
+        for number, plane in enumerate(pixels):
+            written[number] = to_float(plane)
+    else:
+        clean, noisy = stacks.intensities.of_file(work.clean), stacks.intensities.of_file(work.noisy)
+        written[...] = pixels
+        data_range = top = float(clean.max()) - float(clean.min())
+    if not (math.isfinite(data_range) and data_range > 0):
+        return
+    ssim = functools.partial(metrics.ssim, data_range=data_range)
+    fill(
+        work.row,
+        data_range=top,
+        psnr_noisy_db=metrics.psnr(clean, noisy, data_range=data_range),
+        psnr_denoised_db=metrics.psnr(clean, written, data_range=data_range),
+        ssim_noisy=_mean(stacks.each(ssim, clean, noisy, most=None)),
+        ssim_denoised=_mean(stacks.each(ssim, clean, written, most=None)),
+    )
 
 
-def _over_frames(
-    measure: Callable[..., float | None], *stacks: np.ndarray, most: int | None = FRAMES_LOOKED_AT
-) -> float | None:
-    """The mean of a measure over frames of stacks (F, H, W, C), of `most` of them; None where it has no value."""
-    every = 1 if most is None else -(-len(stacks[0]) // most)
-    found = [measure(*frames) for frames in zip(*(stack[::every] for stack in stacks), strict=True)]
-    values = [value for value in found if value is not None]
-    return sum(values) / len(values) if len(values) == len(found) else None
+@dataclass(frozen=True)
+class _Stacks:
+    """Measures of the stacks of an image, each by itself."""
+
+    intensities: Intensities
+
+    def _slices(self) -> list[slice]:
+        arrangement = self.intensities.arrangement
+        return [arrangement.stack(number) for number in range(arrangement.stacks)]
+
+    def means(self, planes: np.ndarray, *, of_file: bool = False) -> list[float]:
+        """The mean of each stack in the file's intensities, of what is not missing; of planes that are `of_file`, or unit."""
+        missing, found = self.intensities.missing, []
+        for stack, scale in zip(self._slices(), self.intensities.scales, strict=True):
+            there: Any = True if missing is None else ~missing[stack]
+            mean = float(planes[stack].mean(dtype=np.float64, where=there)) if np.any(there) else math.nan
+            found.append(mean if of_file else mean * scale.width + scale.low)
+        return found
+
+    def each(
+        self, measure: Callable[..., float | None], *planes: np.ndarray, most: int | None = FRAMES_LOOKED_AT
+    ) -> list[float] | None:
+        """Of each stack, the mean of a measure over its frames, `most` of them; None where one has no value."""
+        found = []
+        for stack in self._slices():
+            every = 1 if most is None else -(-(stack.stop - stack.start) // most)
+            frames = zip(*(each[stack][::every] for each in planes), strict=True)
+            values = [measure(*each) for each in frames]
+            known = [value for value in values if value is not None]
+            if len(known) < len(values):
+                return None
+            found.append(sum(known) / len(known))
+        return found
+
+    def moved(self, before: list[float], after: list[float], sigmas: list[float]) -> str | None:
+        """Which means moved by more than the noise's standard error and rounding explain."""
+        pixels = math.prod(self.intensities.arrangement.shape) / len(before)
+        step = ROUNDING if self.intensities.dtype.kind != "f" else 0.0
+        words = []
+        for number, (mean, now, sigma) in enumerate(zip(before, after, sigmas, strict=True)):
+            limit = STANDARD_ERRORS * sigma / math.sqrt(pixels) + step
+            if abs(now - mean) > limit:
+                where = self.intensities.arrangement.place(number)
+                words.append(f"mean{where and f' of {where}'} moved by {now - mean:+.3g}, more than {limit:.2g}")
+        return "; ".join(words) or None
+
+
+def _mean(values: list[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None

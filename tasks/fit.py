@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from prefect import task
 
 from tasks import activity
@@ -19,7 +21,8 @@ from tasks.load import load
 from tasks.settings import Settings
 from tasks.slots import hold_slot
 from tasks.steps import CHUNK
-from tasks.work import Source, Work, channels_of
+from tasks.stylize import paint
+from tasks.work import Source, Work
 
 if TYPE_CHECKING:
     from denoise_core.methods import Pixels, Step
@@ -33,10 +36,10 @@ MOST_IMAGES = {"fast": 24, "best": 96}
 
 
 def by_kind(sources: Sequence[Source]) -> dict[int, list[Source]]:
-    """The sources by what one network can serve: their number of channels. Their noise levels may differ."""
+    """The sources by what one network can serve: their number of joint channels. Their noise levels may differ."""
     kinds: dict[int, list[Source]] = {}
     for source in sources:
-        kinds.setdefault(channels_of(source.header), []).append(source)
+        kinds.setdefault(source.arrangement.channels, []).append(source)
     return dict(sorted(kinds.items()))
 
 
@@ -71,17 +74,19 @@ def fit_directory(
     log.info("fitting one network to %d of %d images of %d channel(s)", len(chosen), images, channels)
     name = f"the network for {images} images"
     with hold_slot(settings), activity.on(name):
+        started = time.perf_counter()
         # All threads of the run's slots: no image is being fitted meanwhile.
         device = settings.device
         if device.name == "cpu":
             device = replace(device, threads=device.threads * settings.slots)
         fitted = zs_fit.fit_directory(
-            [functools.partial(_noisy, source, settings) for source in chosen],
+            [functools.partial(_noisy, *each, settings) for each in _stacks(chosen, MOST_IMAGES[settings.preset])],
             preset=settings.preset,
             seed=settings.seed,
             device=device,
             on_step=functools.partial(_tell, name),
         )
+        seconds = time.perf_counter() - started
     if fitted is None:
         return None
     path = model_path(settings.output, settings.config_digest, channels)
@@ -91,19 +96,35 @@ def fit_directory(
         "noise": settings.noise,
         "config_digest": settings.config_digest,
         "run_id": settings.run_id,
-        "fitted_to": {source.name.encode("utf-8", "backslashreplace").decode(): source.sha256 for source in chosen},
+        "fit_seconds": seconds,
+        "threads": device.threads,
+        "images": images,
+        "sampled": {source.name.encode("utf-8", "backslashreplace").decode(): source.sha256 for source in chosen},
     }
     return path, write_model(path, fitted, about)
 
 
-def _noisy(source: Source, settings: Settings) -> Pixels | None:
-    """The noisy pixels (F, H, W, C) as the chunk will see them; ``None`` for an image that cannot be read."""
+def _stacks(chosen: Sequence[Source], most: int) -> list[tuple[Source, int]]:
+    """Stacks of the chosen, by their numbers: of each image at least one, of all together no more than ``most`` if that is."""
+    share = max(1, most // max(1, len(chosen)))
+    found = []
+    for source in chosen:
+        stacks = source.arrangement.stacks
+        evenly = np.linspace(0, stacks - 1, min(stacks, share)).round().astype(int).tolist()
+        found += [(source, number) for number in evenly]
+    return found
+
+
+def _noisy(source: Source, stack: int, settings: Settings) -> Pixels | None:
+    """A stack's noisy pixels (F, H, W, C) as the chunk will see them; ``None`` for an image that cannot be read."""
     stop_if_interrupted()
     work = Work(source, settings)
     load.fn(work, settings)
-    if not work.failed and settings.noise != "none":
+    if settings.style is not None and not work.failed:
+        paint(work, settings)
+    if settings.noise != "none" and not work.failed:
         add_noise.fn(work, settings)
-    return None if work.failed else work.noisy
+    return None if work.failed or work.noisy is None else work.noisy[source.arrangement.stack(stack)]
 
 
 def _tell(name: str, step: Step) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 from prefect import task
 
 from denoise_core.errors import DenoiseError
-from denoise_core.images import Image, ImageError, decode, to_float
+from denoise_core.images import Image, ImageError, cropped, decode
+from tasks.arrangement import arrange
 from tasks.faults import SourceChanged
+from tasks.intensities import Intensities
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.table import fill
-from tasks.work import Work, as_stack, guarded, read_below
+from tasks.work import Work, guarded, read_below
 
 
 class NoReference(DenoiseError):
@@ -30,27 +33,40 @@ def load(work: Work, settings: Settings, *, step: str = "load") -> None:  # noqa
             raise SourceChanged("the file vanished while the run went on") from None
         if hashlib.sha256(data).hexdigest() != work.source.sha256:
             raise SourceChanged("the file changed while the run went on; the next run will do it")
-        image = decode(data, max_pixels=settings.max_pixels)
+        image = cropped(decode(data, max_pixels=settings.max_pixels), settings.crop)
         notes = list(image.notes)
+        header = replace(work.source.header, shape=image.pixels.shape)  # of what was cropped, if it was
+        arrangement = arrange(header, work.source.channels)
+        intensities, noisy = Intensities.of(image.pixels, arrangement, clean=settings.noise != "none")
+        if intensities.missing is not None:
+            notes.append(f"{np.count_nonzero(intensities.missing):,} values that are NaN or infinite stay as they are")
         if settings.reference is not None:
             try:
-                work.clean = as_stack(to_float(_reference(work, image, settings)), image.header)
+                work.clean = intensities.unit(_reference(work, image, settings))
             except NoReference as reason:
                 notes.append(f"not scored: {reason}")
-        work.image = image
-        work.noisy = as_stack(to_float(image.pixels), image.header)
-        fill(work.row, note="; ".join(notes) or None)
+        work.image, work.intensities, work.noisy = image, intensities, noisy
+        fill(
+            work.row,
+            note="; ".join(notes) or None,
+            shape=list(image.pixels.shape),
+            value_low=[scale.low for scale in intensities.scales],
+            value_high=[scale.high for scale in intensities.scales],
+        )
 
 
 def _reference(work: Work, image: Image, settings: Settings) -> np.ndarray:
     """The pixels of the clean image, in the noisy one's shape and data type."""
     assert settings.reference is not None
+    if work.source.reference_sha256 is None:
+        raise NoReference("there is no reference under this path")
     try:
-        pixels = decode(read_below(settings.reference, work.source.name), max_pixels=settings.max_pixels).pixels
+        reference = decode(read_below(settings.reference, work.source.name), max_pixels=settings.max_pixels)
     except (FileNotFoundError, IsADirectoryError, SourceChanged):
         raise NoReference("there is no reference under this path") from None
     except ImageError as error:
         raise NoReference(f"the reference is {error}") from None
+    pixels = cropped(reference, settings.crop).pixels
     if pixels.shape != image.pixels.shape or pixels.dtype != image.pixels.dtype:
         found, wanted = f"{pixels.shape} {pixels.dtype}", f"{image.pixels.shape} {image.pixels.dtype}"
         raise NoReference(f"the reference is {found}, the image {wanted}")

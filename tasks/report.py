@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
@@ -13,9 +14,11 @@ import numpy.typing as npt
 from prefect import task
 
 from denoise_core import __version__, noise
-from denoise_core.images import decode, write_atomic
+from denoise_core.images import Image, cropped, decode, write_atomic
 from tasks import ledger, table
+from tasks.arrangement import arrange, renamed
 from tasks.faults import sentence
+from tasks.intensities import Intensities
 from tasks.report_page import Panel, make_panel, render_page
 from tasks.scan import Scan
 from tasks.settings import Settings
@@ -32,10 +35,11 @@ GONE = "the source is no longer in the input"
 
 
 @task(name="report", **{**ONCE, "task_run_name": "report"})
-def report(settings: Settings, scan: Scan, faults: Sequence[BaseException]) -> None:
-    """Write ``results.parquet`` and ``report.html``; ``faults`` are those that failed a chunk."""
+def report(settings: Settings, scan: Scan, faults: Sequence[BaseException], *, page: bool = True) -> None:
+    """Write ``results.parquet`` and, where asked for, ``report.html``; ``faults`` are those that failed a chunk."""
     write_results(settings, scan, faults)
-    write_page(settings.output)
+    if page:
+        write_page(settings.output)
 
 
 def write_results(settings: Settings, scan: Scan, faults: Sequence[BaseException] = ()) -> None:
@@ -136,34 +140,61 @@ def _panel(row: Row, why: str, output: Path, config: dict[str, Any]) -> Panel | 
     max_pixels = int(float(config.get("max_megapixels", 500.0)) * 1e6)
     try:
         source = root / row["source"] if root.is_dir() else root
-        image = decode(source.read_bytes(), max_pixels=max_pixels)
+        content = source.read_bytes()
+        if hashlib.sha256(content).hexdigest() != row["source_sha256"]:
+            return None  # another file than the one that was denoised, perhaps a link to where the run never looked
+        image = cropped(decode(content, max_pixels=max_pixels), config.get("crop"))
         denoised = decode((output / row["output"]).read_bytes(), max_pixels=max_pixels)
+        original = image if row["style"] else None
+        if row["stylized"]:
+            image = decode((output / row["stylized"]).read_bytes(), max_pixels=max_pixels)
+        elif row["style"]:
+            image = denoised
+        return _strip(row, why, image, denoised, original=original, config=config)
     except Exception:  # noqa: BLE001 - a picture is an extra: whatever keeps it from being shown must not cost the page
         return None
-    top = float(np.iinfo(image.pixels.dtype).max)
-    noisy: npt.NDArray[Any] = image.pixels.astype(np.float32)
+
+
+def _strip(
+    row: Row, why: str, image: Image, denoised: Image, *, original: Image | None, config: dict[str, Any]
+) -> Panel:
+    """A plane from the middle, of the middle stack where there are several."""
+    max_pixels = int(float(config.get("max_megapixels", 500.0)) * 1e6)
+    arrangement = arrange(renamed(image.header, row["axes"]), str(config.get("channels", "auto")))
+    intensities, unit = Intensities.of(image.pixels, arrangement, clean=row["noise"] != "none")
     clean: npt.NDArray[Any] | None = None
-    kind = noise.parse(row["noise"])
-    if kind.kind != "none":
-        clean = noisy
-        rng = noise.rng(int(row["seed"]), row["source"])
-        noisy = noise.add(
-            (clean / top).astype(np.float32), kind, rng, clip=bool(config.get("clip_noise"))
-        ) * np.float32(top)
+    if row["noise"] != "none":
+        clean, unit = unit, noise_again(unit, row, clip=bool(config.get("clip_noise")))
     elif config.get("reference") and row["reference_sha256"]:
         try:
-            clean = decode(read_below(Path(str(config["reference"])), row["source"]), max_pixels=max_pixels).pixels
+            found = decode(read_below(Path(str(config["reference"])), row["source"]), max_pixels=max_pixels)
+            clean = intensities.unit(cropped(found, config.get("crop")).pixels)
         except Exception:  # noqa: BLE001 - as above
             clean = None
-    if clean is not None and clean.shape != noisy.shape:
-        clean = None
-    after = denoised.pixels
-    caption = _caption(row)
-    if image.header.frames > 1:
-        middle = image.header.frames // 2
-        noisy, after, clean = noisy[middle], after[middle], None if clean is None else clean[middle]
-        caption = f"frame {middle + 1} of {image.header.frames}, {caption}"
-    return make_panel(row["source"], noisy, after, clean=clean, value_max=top, why=why, caption=caption)
+    stack, frame = arrangement.stacks // 2, arrangement.frames // 2
+    number = stack * arrangement.frames + frame
+    noisy = intensities.of_file(unit)[number]
+    after = arrangement.planes(denoised.pixels)[number]
+    shown_clean = None if clean is None else intensities.of_file(clean)[number]
+    caption = ", ".join(filter(None, (arrangement.place(stack, frame), _caption(row))))
+    own = intensities.own
+    return make_panel(
+        row["source"],
+        noisy,
+        after,
+        clean=shown_clean,
+        limits=None if own is None else (own.low, own.high),
+        why=why,
+        caption=caption,
+        original=None if original is None else arrangement.planes(original.pixels)[number],
+        only_painted=original is not None and row["stylized"] is None,
+    )
+
+
+def noise_again(clean: npt.NDArray[np.float32], row: Row, *, clip: bool) -> npt.NDArray[np.float32]:
+    """The noisy planes (N, H, W, C) that a row's run made of clean ones, on the unit scale."""
+    rng = noise.rng(int(row["seed"]), row["source"])
+    return noise.add(clean, noise.parse(row["noise"]), rng, clip=clip)
 
 
 def _caption(row: Row) -> str:

@@ -42,6 +42,8 @@ class Panel:
     residual_png: bytes
     clean_png: bytes | None
     why: str
+    original_png: bytes | None = None  # of a stylized image: what it was painted from
+    only_painted: bool = False  # no noise was added and none taken away
 
 
 # --- comparison strips ---
@@ -58,7 +60,8 @@ def _as_shown(image: npt.NDArray[Any], crop: int) -> npt.NDArray[np.float64]:
     return x
 
 
-def _png(x: npt.NDArray[np.float64], low: float, high: float) -> bytes:
+def as_png(x: npt.NDArray[np.float64], low: float, high: float) -> bytes:
+    """A PNG of 8 bits of an image (H, W) or (H, W, 3), ``low`` black and ``high`` white; NaN is black."""
     from PIL import Image
 
     grey = np.nan_to_num((x - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
@@ -67,25 +70,29 @@ def _png(x: npt.NDArray[np.float64], low: float, high: float) -> bytes:
     return buffer.getvalue()
 
 
-def _display_range(noisy: npt.NDArray[np.float64], value_max: float) -> tuple[float, float, str]:
-    if value_max == 255:
-        return 0.0, 255.0, "display 0 … 255"
+def display_range(noisy: npt.NDArray[np.float64], limits: tuple[float, float] | None) -> tuple[float, float, str]:
+    """What to show as black and as white of a noisy image in the file's units, and that in words; `limits` of its type."""
+    if limits is not None and limits[1] - limits[0] == 255:
+        return *limits, f"display {limits[0]:.0f} … {limits[1]:.0f}"
+    least, most = limits or (-math.inf, math.inf)
     finite = noisy[np.isfinite(noisy)]
     if finite.size == 0:
-        return 0.0, value_max, f"display 0 … {_significant(value_max)}, no finite value"
+        least, most = limits or (0.0, 1.0)
+        return least, most, f"display {_significant(least)} … {_significant(most)}, no finite value"
     # Added noise reaches past what the file can hold; that much of it is not shown, for the sake of the contrast.
-    low, high = (min(max(float(v), 0.0), value_max) for v in np.percentile(finite, [0.1, 99.9]))
+    low, high = (min(max(float(v), least), most) for v in np.percentile(finite, [0.1, 99.9]))
     if high <= low:
-        low, high = low - value_max / 510, low + value_max / 510
+        half = (most - least) / 510 if limits else max(abs(low), 1.0) / 510
+        low, high = low - half, low + half
     return low, high, f"display {_significant(low)} … {_significant(high)} (0.1 to 99.9 % of the noisy crop)"
 
 
-def _residual_limit(residual: npt.NDArray[np.float64]) -> float:
-    """The 99.5 % point of |residual|, rounded up to a readable number, at least one unit of the file."""
+def _residual_limit(residual: npt.NDArray[np.float64], least: float) -> float:
+    """The 99.5 % point of |residual|, rounded up to a readable number, at least `least`."""
     finite = np.abs(residual[np.isfinite(residual)])
     limit = float(np.percentile(finite, 99.5)) if finite.size else 0.0
-    if limit <= 1:
-        return 1.0
+    if limit <= least:
+        return least
     unit = 10.0 ** math.floor(math.log10(limit))
     return next(m * unit for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7.5, 10) if limit <= m * unit * (1 + 1e-9))
 
@@ -96,36 +103,40 @@ def make_panel(
     denoised: npt.NDArray[Any],
     *,
     clean: npt.NDArray[Any] | None,
-    value_max: float,
+    limits: tuple[float, float] | None,
     why: str,
     caption: str,
     crop: int = 256,
+    original: npt.NDArray[Any] | None = None,
+    only_painted: bool = False,
 ) -> Panel:
     """Cut the middle of an image and encode it noisy, denoised, residual (noisy − denoised) and, where known, clean.
 
-    Noisy, denoised and clean share one display range: 0 … 255 where `value_max` is 255, else the 0.1 to 99.9 % of the
-    noisy crop, within 0 … `value_max`. The residual has its own, symmetric around mid-grey. `display` states both.
+    Noisy, denoised and clean share one display range: the `limits` of bytes, else the 0.1 to 99.9 % of the
+    noisy crop, within the limits. The residual has its own, symmetric around mid-grey. `display` states both.
 
     Parameters
     ----------
     source
         The image's name, as in the results table.
-    noisy, denoised, clean
+    noisy, denoised, clean, original
         (H, W) or (H, W, C), integers or floats, in the file's own units. With C other than 1 and 3 the mean over the
         channels is shown. NaN is shown as the display's lower end.
-    value_max
-        The largest value the file's type can hold: 255, 65535.
+    limits
+        The range of the file's type, (0, 65535); None for floats and what else seldom fills it.
     why, caption
         Why this image is shown; what is to be said of it.
     crop
         Side of the crop in pixels.
+    original, only_painted
+        Of a stylized image, what it was painted from; and whether nothing else was done to it.
 
     Raises
     ------
     ValueError
         The arrays differ in shape, are empty, or are not (H, W) or (H, W, C).
     """
-    for name, image in (("denoised", denoised), ("clean", clean)):
+    for name, image in (("denoised", denoised), ("clean", clean), ("original", original)):
         if image is not None and image.shape != noisy.shape:
             raise ValueError(
                 f"{source}: the {name} image has shape {image.shape} and the noisy one {noisy.shape}. "
@@ -134,10 +145,10 @@ def make_panel(
     if noisy.ndim not in (2, 3) or noisy.size == 0:
         raise ValueError(f"{source}: an image of shape {noisy.shape} cannot be shown; (H, W) or (H, W, C) is needed.")
     y, f = _as_shown(noisy, crop), _as_shown(denoised, crop)
-    low, high, stated = _display_range(y, value_max)
+    low, high, stated = display_range(y, limits)
     with np.errstate(invalid="ignore"):  # ∞ − ∞
         residual = y - f
-    limit = _residual_limit(residual)
+    limit = _residual_limit(residual, 1.0 if limits else (high - low) * 1e-6)
 
     H, W = noisy.shape[:2]
     h, w = y.shape[:2]
@@ -149,11 +160,13 @@ def make_panel(
         source=source,
         caption=caption,
         display="; ".join(parts),
-        noisy_png=_png(y, low, high),
-        denoised_png=_png(f, low, high),
-        residual_png=_png(residual, -limit, limit),
-        clean_png=None if clean is None else _png(_as_shown(clean, crop), low, high),
+        noisy_png=as_png(y, low, high),
+        denoised_png=as_png(f, low, high),
+        residual_png=as_png(residual, -limit, limit),
+        clean_png=None if clean is None else as_png(_as_shown(clean, crop), low, high),
         why=why,
+        original_png=None if original is None else as_png(_as_shown(original, crop), low, high),
+        only_painted=only_painted,
     )
 
 
@@ -198,7 +211,7 @@ def _four_digits(value: float) -> str:
     """Four significant digits, and whole numbers above that: 0.01234, 12.30, 41,237."""
     if value == 0:
         return "0"
-    if abs(value) < 1e-6:
+    if abs(value) < 1e-6 or abs(value) >= 1e9:
         return f"{value:.2e}".replace("-", "−")
     return _fixed(max(0, 3 - math.floor(math.log10(abs(value)))))(value)
 
@@ -236,12 +249,16 @@ class _Shown:
 _SHOWN = (
     _Shown("source", "Image"),
     _Shown("status", "Status"),
+    _Shown("axes", "Axes", fold=True),
     _Shown("shape", "Shape"),
     _Shown("dtype", "Type", fold=True),
     _Shown("method", "Method", fold=True),
     _Shown("preset", "Preset", fold=True),
     _Shown("scope", "Scope", fold=True),
+    _Shown("style", "Painted after", fold=True),
+    _Shown("denoised_as", "Denoised as", fold=True),
     _Shown("noise", "Noise added", fold=True),
+    _Shown("noise_drawn", "Level drawn"),
     _Shown("device", "Device", fold=True),
     _Shown("psnr_noisy_db", "PSNR noisy (dB)", _fixed(2)),
     _Shown("psnr_denoised_db", "PSNR denoised (dB)", _fixed(2)),
@@ -252,6 +269,7 @@ _SHOWN = (
     _Shown("mean_noisy", "Mean noisy", _four_digits),
     _Shown("mean_denoised", "Mean denoised", _four_digits),
     _Shown("clipped_fraction", "Clipped (%)", _percent),
+    _Shown("flags", "Look at"),
     _Shown("seconds", "Time (s)", _fixed(1)),
     _Shown("note", "Note"),
 )
@@ -280,7 +298,8 @@ def _cell(shown: _Shown, row: Row) -> dict[str, str]:
 
 def _table(rows: Sequence[Row], columns: Sequence[tuple[str, str]]) -> dict[str, Any]:
     described = dict(columns)
-    offered = [s for s in _SHOWN if s.name in described]
+    one_level = all(_missing(r.get("noise_drawn")) or r.get("noise_drawn") == r.get("noise") for r in rows)
+    offered = [s for s in _SHOWN if s.name in described and not (s.name == "noise_drawn" and one_level)]
     values = {s.name: {_text(r[s.name]) for r in rows if not _missing(r.get(s.name))} for s in offered}
     empty = [s for s in offered if rows and not values[s.name]]
     folded = [s for s in offered if s.fold and len(rows) > 1 and len(values[s.name]) == 1]
@@ -399,14 +418,19 @@ def _date_line(rows: Sequence[Row]) -> str:
     return f"last row {when:%Y-%m-%d %H:%M %Z}".rstrip()
 
 
-def _data_uri(png: bytes) -> str:
+def data_uri(png: bytes) -> str:
+    """A PNG as an address that holds it."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def _picture(panel: Panel) -> dict[str, Any]:
     views = [("noisy", panel.noisy_png), ("denoised", panel.denoised_png), ("residual", panel.residual_png)]
+    if panel.only_painted:
+        views = [("stylized", panel.denoised_png)]
     if panel.clean_png is not None:
-        views.append(("clean", panel.clean_png))
+        views.append(("clean" if panel.original_png is None else "stylized", panel.clean_png))
+    if panel.original_png is not None:
+        views.append(("original", panel.original_png))
     return {
         "source": panel.source,
         "caption": panel.caption,
@@ -414,7 +438,7 @@ def _picture(panel: Panel) -> dict[str, Any]:
         "why": panel.why,
         # Width and height stand in a PNG's header, at bytes 16 to 24: with them the page does not jump as it loads.
         "size": (int.from_bytes(panel.noisy_png[16:20]), int.from_bytes(panel.noisy_png[20:24])),
-        "views": [(name, _data_uri(png)) for name, png in views],
+        "views": [(name, data_uri(png)) for name, png in views],
     }
 
 
@@ -424,7 +448,8 @@ def _csp_hash(source: str) -> Markup:
 
 
 @functools.cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A template beside this module, whose text is all escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -435,7 +460,7 @@ def _template() -> Template:
     )
     environment.filters["csp_hash"] = _csp_hash
     environment.filters["breakable"] = _breakable
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def render_page(
@@ -471,7 +496,7 @@ def render_page(
     wall_seconds
         How long the run took; without it the sum over the images is given instead.
     """
-    return _template().render(
+    return template("report.html.j2").render(
         title=title,
         run_line=_run_line(rows, config),
         date_line=_date_line(rows),

@@ -6,11 +6,18 @@ import hashlib
 
 from prefect import task
 
+from denoise_core import __version__
 from denoise_core.images import encode, write_atomic
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.table import DONE, fill, text
 from tasks.work import Work, guarded
+
+
+def software(settings: Settings) -> str:
+    """What was done, for the file itself to tell."""
+    how = settings.method if settings.method == "none" else f"{settings.method} {settings.preset}"
+    return f"denoise-flows {__version__} ({how})"
 
 
 @task(name="save", **STEP)
@@ -19,7 +26,7 @@ def save(work: Work, settings: Settings, *, step: str = "save") -> None:  # noqa
     with guarded(work):
         if work.image is None or work.pixels is None:
             raise RuntimeError("the image was not evaluated")
-        data = encode(work.image, work.pixels)
+        data = encode(work.image, work.pixels, software=software(settings))
         target = settings.images / work.source.name
         write_atomic(target, data)
         fill(
@@ -31,3 +38,15 @@ def save(work: Work, settings: Settings, *, step: str = "save") -> None:  # noqa
             output_sha256=hashlib.sha256(data).hexdigest(),
             output_bytes=len(data),
         )
+
+
+@task(name="save-noisy", **STEP)
+def save_noisy(work: Work, settings: Settings, *, step: str = "save noisy") -> None:  # noqa: ARG001 - step names the task run
+    """Write the noisy image as the source's kind of file: what lies outside the data type's range is clipped there."""
+    with guarded(work):
+        if work.image is None or work.noisy is None:
+            raise RuntimeError("there is no noisy image")
+        pixels = work.stored(work.noisy)
+        target = settings.output / "noisy" / work.source.name
+        write_atomic(target, encode(work.image, pixels))
+        fill(work.row, noisy=text(target.relative_to(settings.output).as_posix()))

@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from denoise_core.errors import DenoiseError
 from denoise_core.images import read_header, sniff
 from tasks import ledger
+from tasks.arrangement import renamed
 from tasks.faults import is_machine_fault, sentence, stop_if_interrupted
 from tasks.table import FAILED, SKIPPED, Row, text
 from tasks.work import Source
@@ -61,6 +63,8 @@ def scan(
     config_digest: str,
     redo: bool = False,
     reference: Path | None = None,
+    axes: str | None = None,
+    channels: str = "auto",
 ) -> Scan:
     """List the images below ``root`` (or ``root`` itself): headers and digests only, no pixel is decoded.
 
@@ -71,17 +75,20 @@ def scan(
         config_digest: see :meth:`flows.config.RunConfig.digest`.
         redo: take nothing as done.
         reference: where the clean images lie under the same names; a changed one makes its image one to do.
+        axes: what the axes are, whatever the files say.
+        channels: see :func:`tasks.arrangement.arrange`.
 
     Raises:
         OSError: the input itself cannot be listed.
     """
+    limits = _Limits(max_pixels, axes, channels)
     earlier = {} if redo else ledger.latest_rows(output)
     found = Scan()
 
     def look(entry: tuple[str, Path, DenoiseError | None]) -> Source | Row | None:
         stop_if_interrupted()
         name, path, refusal = entry
-        return _row(name, refusal) if refusal is not None else _look(name, path, reference, max_pixels)
+        return _row(name, refusal) if refusal is not None else _look(name, path, reference, limits)
 
     entries = sorted(_walk(root), key=lambda entry: entry[0]) if root.is_dir() else [(root.name, root, None)]
     with ThreadPoolExecutor(max_workers=4, thread_name_prefix="scan") as pool:
@@ -104,20 +111,28 @@ def scan(
     return found
 
 
-def _look(name: str, path: Path, reference: Path | None, max_pixels: int) -> Source | Row:
+class _Limits(NamedTuple):
+    """What decides how a header is taken."""
+
+    max_pixels: int
+    axes: str | None
+    channels: str
+
+
+def _look(name: str, path: Path, reference: Path | None, limits: _Limits) -> Source | Row:
     """One regular file: a source to work on, or a row that says why not. A fault of the disk is tried again first."""
     for pause in _PAUSES:
         try:
-            return _look_once(name, path, reference, max_pixels)
+            return _look_once(name, path, reference, limits)
         except OSError:
             time.sleep(pause)
     try:
-        return _look_once(name, path, reference, max_pixels)
+        return _look_once(name, path, reference, limits)
     except OSError as error:
         return _row(name, error)
 
 
-def _look_once(name: str, path: Path, reference: Path | None, max_pixels: int) -> Source | Row:
+def _look_once(name: str, path: Path, reference: Path | None, limits: _Limits) -> Source | Row:
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -125,7 +140,7 @@ def _look_once(name: str, path: Path, reference: Path | None, max_pixels: int) -
             if kind is None and path.suffix.lower() not in IMAGE_SUFFIXES:
                 what = f"a {path.suffix} file" if path.suffix else "a file without an extension"
                 return _row(name, NotAnImage(f"not an image: {what}"))
-            header = read_header(path, max_pixels=max_pixels)
+            header = renamed(read_header(path, max_pixels=limits.max_pixels), limits.axes)
             digest = hashlib.sha256(start)
             while block := file.read(_BLOCK):
                 digest.update(block)
@@ -135,7 +150,7 @@ def _look_once(name: str, path: Path, reference: Path | None, max_pixels: int) -
         if isinstance(error, OSError) and is_machine_fault(error):
             raise
         return _row(name, error)
-    return Source(name, digest.hexdigest(), header, _reference_sha256(name, reference))
+    return Source(name, digest.hexdigest(), header, _reference_sha256(name, reference), limits.channels)
 
 
 def _reference_sha256(name: str, reference: Path | None) -> str | None:

@@ -9,6 +9,20 @@ from denoise_core.device import Device
 
 
 @dataclass(frozen=True)
+class Style:
+    """In whose manner images are painted, and how; ``digest`` stands for all that decides the result."""
+
+    images: tuple[Path, ...]
+    preset: str
+    scale: float
+    max_side: int | None
+    keep_colours: bool
+    weights: Path | None  # None: torchvision's, which may be fetched
+    weights_sha256: str | None  # what the file must have
+    digest: str
+
+
+@dataclass(frozen=True)
 class Settings:
     """A run's configuration with everything resolved: no ``auto``, absolute paths, the digest that resume compares."""
 
@@ -27,14 +41,24 @@ class Settings:
     config_digest: str
     steps_are_seen: bool  # each step of each image is a task run of its own
     limit_name: str | None  # the global concurrency limit on a real Prefect server; None on the embedded one
+    crop: int | None = None  # side of the centre that is taken of each image, pixels
     scope: str = "image"  # or stack or directory: what one fit serves
-    scope_was_asked: bool = False  # by name, not auto
     models: tuple[tuple[int, Path, str], ...] = ()  # networks of zs-fit to apply: channels, file and its SHA-256
+    style: Style | None = None  # to be painted in first
+    saves_noisy: bool = False
+    redo: bool = False  # nothing of earlier runs is taken as done
+    axes: str | None = None  # what the axes of the images are, whatever the files say
+    channels: str = "auto"  # or joint or separate
     given_model: bool = False  # the models were given by the user, and images are not fitted to
 
     def model(self, channels: int) -> tuple[Path, str] | None:
         """The file of the network for images of so many channels, and its SHA-256."""
         return next((found[1:] for found in self.models if found[0] == channels), None)
+
+    @property
+    def keeps_stylized(self) -> bool:
+        """Whether what was painted is kept beside the result: it is the result, where nothing more is done to it."""
+        return self.style is not None and not (self.method == "none" and self.noise == "none")
 
     @property
     def images(self) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,14 +35,33 @@ class Column(NamedTuple):
 COLUMNS = (
     Column("source", "string", "Path of the image below the input, with forward slashes"),
     Column("output", "string", "Path of the denoised image below the output; null when none was written"),
+    Column("stylized", "string", "Path of the stylized image below the output; null when none was written"),
+    Column("noisy", "string", "Path of the noisy image below the output; null when none was written"),
     Column("status", "string", "done, failed, or skipped (not an image)"),
     Column("error_type", "string", "Class of the error, null when done"),
     Column("error", "string", "One sentence on what was wrong, null when done"),
     Column("note", "string", "What the output could not carry over from the source, or what else is worth knowing"),
     Column("container", "string", "File format: png, jpeg or tiff"),
-    Column("axes", "string", "Order of the axes: T, Z, Q or I frames, Y rows, X columns, S colour samples"),
+    Column(
+        "axes",
+        "string",
+        "Order of the axes: T times, Z depths, C channels, Q and I without a name, Y rows, X columns, S colour samples; as "
+        "the file says, or as --axes says",
+    ),
     Column("shape", "list<int64>", "Length of each axis"),
     Column("dtype", "string", "Data type of the samples in the file"),
+    Column(
+        "denoised_as",
+        "string",
+        "Which axes were the frames of a stack, which channels were denoised jointly, and along which each place was "
+        "denoised as a stack of its own (separate); null for a single grey image",
+    ),
+    Column(
+        "value_low",
+        "list<float64>",
+        "Of each stack, the intensity that the methods saw as 0: the affine map, undone exactly",
+    ),
+    Column("value_high", "list<float64>", "Of each stack, the intensity that the methods saw as 1"),
     Column("method", "string", "Method that denoised the image"),
     Column("preset", "string", "Preset of the method"),
     Column("scope", "string", "What one fit served: image, stack or directory"),
@@ -62,9 +81,22 @@ COLUMNS = (
     Column(
         "noise", "string", "Noise that was added before denoising, as kind:level; none when the input was used as is"
     ),
+    Column("noise_drawn", "string", "That noise with the level drawn for this image; null when none was added"),
+    Column(
+        "corrupted_fraction",
+        "float64",
+        "Share of pixels that the added noise hit; null for kinds that change every pixel, and when none was added",
+    ),
+    Column("style", "string", "Style images that it was painted after, by name; null without"),
+    Column("style_preset", "string", "Preset of the style transfer"),
+    Column("style_loss", "float64", "Weighted style loss of the stylized image"),
+    Column("content_loss", "float64", "Weighted content loss of the stylized image"),
+    Column("style_steps", "int64", "Evaluations that the style transfer took"),
+    Column("style_seconds", "float64", "Duration of the style transfer, s, also where it was an earlier run's"),
     Column("seed", "int64", "Seed of the run"),
     Column("device", "string", "Device of the fit"),
     Column("precision", "string", "Arithmetic of the fit's convolutions: float32 or bfloat16"),
+    Column("threads", "int64", "Threads of one fit"),
     Column("steps", "int64", "Optimiser steps of the fit"),
     Column("restarts", "int64", "Times the fit diverged and was started again"),
     Column("psnr_noisy_db", "float64", "PSNR of the noisy image against the clean one, dB; null without a clean image"),
@@ -73,13 +105,20 @@ COLUMNS = (
     ),
     Column("ssim_noisy", "float64", "SSIM of the noisy image (Gaussian window, sigma 1.5), mean over channels"),
     Column("ssim_denoised", "float64", "SSIM of the denoised pixels, likewise"),
-    Column("data_range", "float64", "Value range that PSNR and SSIM refer to: the range of the data type"),
+    Column(
+        "data_range",
+        "float64",
+        "Value range that PSNR and SSIM refer to: the data type's, or the clean image's for floats and 32-bit integers",
+    ),
     Column("sigma_estimate", "float64", "Noise level estimated from the noisy image alone, in the file's intensities"),
     Column("residual_autocorrelation", "float64", "Autocorrelation of noisy - denoised at lag one; 0 for white noise"),
     Column("mean_noisy", "float64", "Mean of the noisy image, in the file's intensities"),
     Column("mean_denoised", "float64", "Mean of the denoised pixels, rounded and clipped, in the file's intensities"),
     Column(
         "clipped_fraction", "float64", "Share of denoised samples outside the data type's range, clipped on writing"
+    ),
+    Column(
+        "flags", "string", "What to look at before the result is trusted: a mean that moved by more than noise explains"
     ),
     Column("slot_wait_seconds", "float64", "Time the fit waited for a slot of the device, s"),
     Column("fit_started_at", "timestamp", "When the fit, or without one the estimate, began, holding a slot"),
@@ -98,7 +137,6 @@ COLUMNS = (
 )
 NAMES = tuple(column.name for column in COLUMNS)
 _FLOATS = frozenset(column.name for column in COLUMNS if column.kind == "float64")
-_TIMES = frozenset(column.name for column in COLUMNS if column.kind == "timestamp")
 
 
 def now() -> str:
@@ -131,13 +169,14 @@ def is_row(row: Row) -> bool:
         "float64": (int, float),
         "timestamp": str,
         "list<int64>": list,
+        "list<float64>": list,
     }
     if not isinstance(row.get("source"), str) or row.get("status") not in {DONE, FAILED, SKIPPED}:
         return False
     return all(row.get(c.name) is None or isinstance(row[c.name], kinds[c.kind]) for c in COLUMNS)
 
 
-def schema(provenance: Mapping[str, str]) -> pa.Schema:
+def schema(provenance: Mapping[str, str], columns: Sequence[Column] = COLUMNS) -> pa.Schema:
     """The Arrow schema, a description on every column, ``provenance`` as metadata of the file."""
     import pyarrow as pa
 
@@ -147,25 +186,27 @@ def schema(provenance: Mapping[str, str]) -> pa.Schema:
         "float64": pa.float64(),
         "timestamp": pa.timestamp("us", tz="UTC"),
         "list<int64>": pa.list_(pa.int64()),
+        "bool": pa.bool_(),
+        "list<float64>": pa.list_(pa.float64()),
     }
-    fields = [pa.field(c.name, types[c.kind], metadata={"description": c.description}) for c in COLUMNS]
+    fields = [pa.field(c.name, types[c.kind], metadata={"description": c.description}) for c in columns]
     return pa.schema(fields, metadata={f"denoise_flows.{key}": value for key, value in provenance.items()})
 
 
-def write(path: Path, rows: Iterable[Row], provenance: Mapping[str, str]) -> None:
+def write(path: Path, rows: Iterable[Row], provenance: Mapping[str, str], columns: Sequence[Column] = COLUMNS) -> None:
     """Write the rows, sorted by source, as one Parquet file that appears whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     ordered = sorted(rows, key=lambda row: str(row["source"]))
-    columns = {name: [_arrow_value(name, row.get(name)) for row in ordered] for name in NAMES}
-    table = pa.Table.from_pydict(columns, schema=schema(provenance))
+    values = {column.name: [_arrow_value(column, row.get(column.name)) for row in ordered] for column in columns}
+    table = pa.Table.from_pydict(values, schema=schema(provenance, columns))
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     write_atomic(path, sink.getvalue())
 
 
-def read(path: Path) -> tuple[list[Row], dict[str, str]]:
+def read(path: Path, columns: Sequence[Column] = COLUMNS) -> tuple[list[Row], dict[str, str]]:
     """The rows of a results table and the provenance of its footer."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -174,14 +215,14 @@ def read(path: Path) -> tuple[list[Row], dict[str, str]]:
         table = pq.read_table(path)
     except pa.ArrowException as error:
         raise DenoiseError(f"{path} is not a results table: {' '.join(str(error).split())[:200]}") from None
-    if table.schema.names != list(NAMES):
+    if table.schema.names != [column.name for column in columns]:
         raise DenoiseError(f"{path} is not a results table of this version: its columns are others")
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     prefix = "denoise_flows."
     return table.to_pylist(), {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
 
 
-def _arrow_value(name: str, value: Any) -> Any:
-    if name in _TIMES and isinstance(value, str):
+def _arrow_value(column: Column, value: Any) -> Any:
+    if column.kind == "timestamp" and isinstance(value, str):
         return datetime.datetime.fromisoformat(value)
     return value

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from denoise_core.images import Header, Image
+from tasks.arrangement import Arrangement, arrange
 from tasks.faults import SourceChanged, is_machine_fault, sentence, stop_if_interrupted
+from tasks.intensities import Intensities
 from tasks.settings import Settings
 from tasks.table import FAILED, Row, fill, text
 
@@ -28,12 +30,21 @@ class Source:
 
     name: str  # path below the input, forward slashes; where the input is one file, its name
     sha256: str
-    header: Header
+    header: Header  # its axes are those of --axes, where that is given
     reference_sha256: str | None = None
+    channels: str = "auto"
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """How its axes are denoised."""
+        return arrange(self.header, self.channels)
 
 
 class Work:
-    """An image and what the steps have made of it so far. Float arrays are float32, the data type's range mapped to [0, 1].
+    """An image and what the steps have made of it so far.
+
+    Float arrays are float32 planes (stacks · frames, H, W, C) on the unit scale of `Intensities`: those of one stack follow
+    each other, and an image is a stack of one frame.
 
     The steps fill it in place and return nothing, and it is no dataclass: Prefect keeps what tasks return until the flow
     ends, and walks through (and copies) the dataclasses and lists that they are given.
@@ -42,9 +53,14 @@ class Work:
     def __init__(self, source: Source, settings: Settings) -> None:
         self.source = source
         self.image: Image | None = None
-        self.clean: np.ndarray | None = None  # (F, H, W, C), as all of these: an image is a stack of one frame
+        self.intensities: Intensities | None = None
+        self.clean: np.ndarray | None = None
         self.noisy: np.ndarray | None = None
+        self.mask: np.ndarray | None = (
+            None  # (F, H, W, 1) bool: the pixels that added noise hit, where it hits some only
+        )
         self.denoised: np.ndarray | None = None
+        self.noisy_is_source = True  # and has no noise added, nor anything else
         self.pixels: np.ndarray | None = None  # what is written: shape and data type of the file, without alpha
         self.seconds = 0.0
         self.row: Row = {}
@@ -55,6 +71,7 @@ class Work:
             axes=source.header.axes,
             shape=list(source.header.shape),
             dtype=source.header.dtype,
+            denoised_as=str(source.arrangement) or None,
             method=settings.method,
             preset=None if settings.method == "none" else settings.preset,
             scope=settings.scope,
@@ -73,6 +90,18 @@ class Work:
         """Whether the image cannot be done; its row says why."""
         return self.row.get("status") == FAILED
 
+    def stored(self, planes: np.ndarray) -> np.ndarray:
+        """Planes of the unit scale as pixels of the file: its shape and data type, rounded and clipped."""
+        assert self.image is not None
+        assert self.intensities is not None
+        pixels, _ = self.intensities.stored(planes, self.image.pixels, None)
+        return self.intensities.arrangement.back(pixels)
+
+    def remark(self, what: str) -> None:
+        """Add to the row's note."""
+        note = self.row.get("note")
+        fill(self.row, note=what if note is None else f"{note}; {what}")
+
     def fail(self, error: BaseException) -> None:
         """Turn the row into a failed one and let go of the pixels."""
         fill(self.row, status=FAILED, error_type=type(error).__name__, error=sentence(error), output=None)
@@ -80,19 +109,7 @@ class Work:
 
     def release(self) -> None:
         """Let go of the pixels."""
-        self.image = self.clean = self.noisy = self.denoised = self.pixels = None
-
-
-def as_stack(pixels: np.ndarray, header: Header) -> np.ndarray:
-    """Pixels in the shape of the file as (F, H, W, C): frames, rows, columns, channels."""
-    samples = pixels.shape[-1] if header.axes.endswith("S") else 1
-    height, width = pixels.shape[-3:-1] if header.axes.endswith("S") else pixels.shape[-2:]
-    return pixels.reshape(header.frames, height, width, samples)
-
-
-def channels_of(header: Header) -> int:
-    """How many channels an image has, from its header."""
-    return header.shape[-1] if header.axes.endswith("S") else 1
+        self.image = self.intensities = self.clean = self.noisy = self.mask = self.denoised = self.pixels = None
 
 
 @contextmanager
@@ -130,6 +147,8 @@ def read_below(root: Path, name: str) -> bytes:
                 raise SourceChanged("no longer a regular file")
             return file.read()
     except FileNotFoundError:
-        if not root.exists():
+        if not root.exists() or (
+            root.is_dir() and not any(root.iterdir())
+        ):  # an empty mount point is what a share leaves
             raise OSError(errno.ESTALE, "the input has vanished, all of it", str(root)) from None
         raise

@@ -10,25 +10,29 @@ PNG       8- and 16-bit grey, grey + alpha, RGB, RGBA; 2- and 4-bit grey;      8
                                                                                all other chunks are copied
 JPEG      8-bit grey and colour, baseline and progressive                      quality 95, 4:4:4; EXIF, ICC, XMP, IPTC,
                                                                                density and comments are copied
-TIFF      one image, 8- or 16-bit unsigned, grey or RGB with or without alpha; the source file with other pixels: byte
-and       strips and tiles; both byte orders and planar configurations; none,  order, layout, compression and every tag
-BigTIFF   LZW, deflate, zstd, PackBits and JPEG compression                    stay
-stacks    TIFF and BigTIFF, plain, ImageJ or OME: one series of such images    the same, all frames
-          without alpha along one axis T or Z, or one that the file does not
-          name (Q, I); ImageJ's with all planes after one directory, too
+TIFF      integers of 8, 16 and 32 bits, floats of 16, 32 and 64; grey, RGB    the source file with other pixels: byte
+and       or channels, with or without alpha; strips and tiles; both byte      order, layout, compression and every tag
+BigTIFF   orders and planar configurations; none, LZW, deflate, zstd,          stay, but an addition to Software
+          PackBits and JPEG compression, integer and float predictors
+stacks    TIFF and BigTIFF, plain, ImageJ or OME: one series of such images    the same, all planes
+          along any of the axes T, Z, C, and Q or I where the file names
+          none; ImageJ's with all planes after one directory, too; one file
+          of an OME-TIFF that is spread over several
+pyramids  of sub-images                                                        the smaller levels made again
 ========= ==================================================================== =========================================
 
-Refused with an `ImageError` that names what was found: everything else, among it channels, stacks along several axes or
-with alpha, pyramids, several series, OME-TIFF spread over several files, float, signed and 32-bit samples, CMYK, palette
-TIFF, 1-bit masks, animations, and whatever is truncated or damaged. Pixels are never rotated: an orientation tag comes
-back as it is.
+Refused with an `ImageError` that names what was found: everything else, among it several series, pyramids whose levels
+are pages, CMYK, palette TIFF, 1-bit masks, complex and 64-bit integer samples, animations, and whatever is truncated or
+damaged. Pixels are never rotated: an orientation tag comes back as it is.
 
 All functions may be called from several threads at once, and none writes to the source.
 """
 
 from __future__ import annotations
 
+import io
 import stat
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -37,7 +41,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denoise_core.images.atomic import remove_stale_temporaries, write_atomic
-from denoise_core.images.levels import from_float, to_float
+from denoise_core.images.levels import Scale, changed, from_float, own_scale, to_float
+from denoise_core.images.missing import fill_missing
 from denoise_core.images.model import SUPPORTED, Header, Image, ImageError
 from denoise_core.images.signatures import describe, sniff
 
@@ -45,9 +50,14 @@ __all__ = [
     "Header",
     "Image",
     "ImageError",
+    "Scale",
+    "changed",
+    "cropped",
     "decode",
     "encode",
+    "fill_missing",
     "from_float",
+    "own_scale",
     "read_header",
     "remove_stale_temporaries",
     "sniff",
@@ -61,8 +71,8 @@ _HEAD_BYTES = 512
 def read_header(path: Path, *, max_pixels: int) -> Header:
     """What the headers of the file at `path` say of its pixels; none are decoded.
 
-    `max_pixels` is the largest F × H × W to accept. Raises ImageError for what cannot be processed as far as headers
-    tell; OSError, as for a file that is gone, passes through.
+    `max_pixels` is how many to accept, all planes of a stack together. Raises ImageError for what cannot be processed as
+    far as headers tell; OSError, as for a file that is gone, passes through.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise ImageError(f"not a regular file; {SUPPORTED}")
@@ -75,27 +85,64 @@ def read_header(path: Path, *, max_pixels: int) -> Header:
 def decode(data: bytes, *, max_pixels: int) -> Image:
     """Decode the bytes of one image file.
 
-    `max_pixels` is the largest F × H × W to accept, all frames of a stack together; more is refused before memory is
-    asked for. Raises ImageError for anything wrong with the bytes, and nothing else for that reason.
+    `max_pixels` is how many pixels to accept, all planes of a stack together; more is refused before memory is asked for.
+    Raises ImageError for anything wrong with the bytes, and nothing else for that reason.
     """
     container = _container(data[:_HEAD_BYTES])
     image: Image = _guarded(container, data, max_pixels=max_pixels)
     return image
 
 
-def encode(image: Image, pixels: NDArray[Any]) -> bytes:
+def encode(image: Image, pixels: NDArray[Any], *, software: str = "") -> bytes:
     """The bytes of `image`'s file with `pixels` in place of its own.
 
     `pixels` has the shape and dtype of `image.pixels`; alpha and metadata come from `image`. Lossless containers give
-    exactly `pixels` back. Raises ValueError for other pixels, ImageError where the container cannot hold the result.
+    exactly `pixels` back, JPEG those that are the image's own. `software`, ASCII, is written where the container says
+    what made a file: added to the tag Software of a TIFF, a Software text of a PNG, a comment of a JPEG. Raises ValueError
+    for other pixels, ImageError where the container cannot hold the result.
     """
     if pixels.shape != image.pixels.shape or pixels.dtype != image.pixels.dtype:
         raise ValueError(
             f"the pixels are {pixels.dtype} of shape {pixels.shape}, "
             f"and the image's are {image.pixels.dtype} of shape {image.pixels.shape}"
         )
-    data: bytes = _module(image.container).encode(image, np.ascontiguousarray(pixels))
+    data: bytes = _module(image.container).encode(image, np.ascontiguousarray(pixels), software)
     return data
+
+
+def cropped(image: Image, side: int | None) -> Image:
+    """The centre of an image, at most `side` × `side` pixels; the image itself where it is no larger, and for None.
+
+    A cropped TIFF is a plain one: its alpha and its metadata, which may speak of places in the image, are left behind.
+    """
+    axes = [image.axes.index(name) for name in "YX"]
+    if side is None or all(image.pixels.shape[axis] <= side for axis in axes):
+        return image
+    middle = [slice(None)] * image.pixels.ndim
+    for axis in axes:
+        start = max(0, image.pixels.shape[axis] - side) // 2
+        middle[axis] = slice(start, start + side)
+    pixels = np.ascontiguousarray(image.pixels[tuple(middle)])
+    if image.container == "tiff":
+        plain = decode(_plain_tiff(pixels, image.axes), max_pixels=pixels.size)
+        return replace(plain, notes=(*image.notes, "the metadata of the file, which was cropped"))
+    alpha = None if image.alpha is None else np.ascontiguousarray(image.alpha[middle[axes[0]], middle[axes[1]]])
+    carried = image.carried
+    if image.container == "jpeg":
+        from denoise_core.images.jpeg import Carried
+
+        assert isinstance(carried, Carried)
+        carried = replace(carried, source=b"")  # it holds other pixels
+    return replace(image, pixels=pixels, alpha=alpha, carried=carried)
+
+
+def _plain_tiff(pixels: NDArray[Any], axes: str) -> bytes:
+    import tifffile
+
+    file = io.BytesIO()
+    photometric = "rgb" if axes.endswith("S") else "minisblack"
+    tifffile.imwrite(file, pixels, photometric=photometric, metadata={"axes": axes})
+    return file.getvalue()
 
 
 def _module(container: str) -> ModuleType:

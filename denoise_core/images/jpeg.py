@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from denoise_core.images.levels import same_bits
 from denoise_core.images.model import Header, Image, ImageError, check_size
 
 QUALITY = 95
@@ -31,8 +32,9 @@ _MOST_SEGMENTS = 100_000
 
 @dataclass(frozen=True)
 class Carried:
-    """The metadata segments (APPn and COM), framed and ready to copy."""
+    """The source file, and its metadata segments (APPn and COM), framed and ready to copy."""
 
+    source: bytes
     segments: bytes
 
 
@@ -100,22 +102,36 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
         pixels=samples[..., 0] if samples.shape[2] == 1 else samples,
         alpha=None,
         notes=tuple(dict.fromkeys(notes)),
-        carried=Carried(b"".join(kept)),
+        carried=Carried(data[: stream.end], b"".join(kept)),
     )
 
 
-def encode(image: Image, pixels: NDArray[Any]) -> bytes:
-    """A JPEG of `pixels` at quality 95 and full chroma resolution, with the image's metadata segments."""
+def encode(image: Image, pixels: NDArray[Any], software: str) -> bytes:
+    """A JPEG of `pixels` at quality 95 and full chroma resolution, with the image's metadata segments and a comment.
+
+    Pixels that are the source's are not coded again: they would change.
+    """
     import imagecodecs
 
     carried = image.carried
     if not isinstance(carried, Carried):
         raise TypeError("the image was not decoded from a JPEG")
+    told = b""
+    if software:
+        told = struct.pack(">BBH", 0xFF, _COM, len(software) + 2) + software.encode("latin-1")
+    if carried.source and same_bits(pixels, image.pixels):
+        after = _after_application(carried.source)
+        return b"".join([carried.source[:after], told, carried.source[after:]])
     plain = imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=QUALITY, subsampling="444", optimize=True)
-    rest = 2
-    while plain[rest] == 0xFF and 0xE0 <= plain[rest + 1] <= 0xEF:
-        rest += 2 + int.from_bytes(plain[rest + 2 : rest + 4], "big")
-    return b"".join([plain[:2], carried.segments, plain[rest:]])
+    return b"".join([plain[:2], carried.segments, told, plain[_after_application(plain) :]])
+
+
+def _after_application(data: bytes | bytearray) -> int:
+    """Where the application segments that a JPEG begins with end."""
+    at = 2
+    while data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at
 
 
 def decode_samples(data: bytes, *, max_pixels: int, tables: bytes | None = None, **colours: Any) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +22,9 @@ class ImageError(DenoiseError):
 class Header:
     """What a file's headers say of its pixels.
 
-    `shape` is that of `Image.pixels`: (H, W) for axes "YX", (H, W, 3) for "YXS". A stack has an axis of F frames before
-    these: T (time), Z (depth), or Q or I where the file does not say, as in "TYX". An alpha channel is not counted.
+    `shape` is that of `Image.pixels`: (H, W) for axes "YX", (H, W, 3) for "YXS". A stack has further axes before these, in
+    the order of the file: T (time), Z (depth), C (channels), or Q or I where the file does not say, as in "TZCYX". Samples
+    of a pixel that are no colours are channels, too: "YXC". An alpha channel is not counted.
     """
 
     container: str
@@ -32,23 +34,22 @@ class Header:
 
     @property
     def pixels(self) -> int:
-        """F × H × W."""
-        return self.frames * self.shape[self.axes.index("Y")] * self.shape[self.axes.index("X")]
+        """Of all planes; a pixel may have several samples."""
+        return math.prod(self.shape[: self.axes.index("X") + 1])
 
     @property
-    def frames(self) -> int:
-        """How many frames the stack has; 1 for a single image."""
-        return 1 if self.axes.startswith("Y") else self.shape[0]
+    def planes(self) -> int:
+        """How many planes of rows and columns the stack has; 1 for a single image."""
+        return math.prod(self.shape[: self.axes.index("Y")])
 
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One decoded image, or one stack of F > 1 frames.
+    """One decoded image, or one stack of planes.
 
-    `pixels` is (H, W) or (H, W, 3), of a stack (F, H, W) or (F, H, W, 3), native uint8 or uint16, in the file's own
-    values; `alpha` is (H, W) of the same dtype or None, and None for stacks. `notes` are short phrases for what the
-    encoded file will not carry. `carried` belongs to the container's encoder: everything of the source that has to
-    come back.
+    `pixels` has the axes and shape that `Header` tells of, in native byte order and the file's own values; `alpha` is
+    None or of the same dtype, (..., H, W) without a last axis of samples. `notes` are short phrases for what the encoded
+    file will not carry. `carried` belongs to the container's encoder: everything of the source that has to come back.
     """
 
     container: str
@@ -65,26 +66,27 @@ class Image:
         return Header(self.container, self.axes, tuple(self.pixels.shape), self.dtype)
 
 
-def check_size(width: int, height: int, max_pixels: int, *, frames: int = 1) -> None:
+def check_size(width: int, height: int, max_pixels: int, *, planes: int = 1) -> None:
     """Refuse an image that is empty or that would need more memory than the caller allows; raises ImageError."""
     if width < 1 or height < 1:
         raise ImageError(f"the header is damaged: it says {width} × {height} pixels")
-    pixels = frames * width * height
+    pixels = planes * width * height
     if pixels > max_pixels:
-        size = f"{width} × {height}" if frames == 1 else f"{frames} × {width} × {height}"
+        size = f"{width} × {height}" if planes == 1 else f"{planes} × {width} × {height}"
         raise ImageError(f"the header says {size} = {pixels:,} pixels, and at most {max_pixels:,} are allowed")
 
 
 def with_alpha(image: Image, pixels: NDArray[Any]) -> NDArray[Any]:
-    """`pixels` (H, W) or (H, W, 3) with the image's alpha, if any, as the last sample: (H, W[, S])."""
+    """`pixels` (..., H, W) or (..., H, W, S) with the image's alpha, if any, as the last sample."""
     if image.alpha is None:
         return np.ascontiguousarray(pixels)
-    return np.dstack([pixels, image.alpha])
+    colours = pixels[..., None] if pixels.ndim == image.alpha.ndim else pixels
+    return np.concatenate([colours, image.alpha[..., None]], axis=-1)
 
 
 def split_alpha(samples: NDArray[Any], *, alpha: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """(H, W, S) into pixels, (H, W) or (H, W, 3), and the last sample as alpha if there is one."""
+    """(..., H, W, S) into pixels, (..., H, W) of one sample, and the last sample as alpha if there is one."""
     if not alpha:
-        return (samples[..., 0] if samples.shape[2] == 1 else samples), None
-    colour = samples[..., 0] if samples.shape[2] == 2 else samples[..., :-1]
+        return (samples[..., 0] if samples.shape[-1] == 1 else samples), None
+    colour = samples[..., 0] if samples.shape[-1] == 2 else samples[..., :-1]
     return np.ascontiguousarray(colour), np.ascontiguousarray(samples[..., -1])

@@ -187,18 +187,19 @@ def _carry(others: list[tuple[bytes, bytes, bool]], *, samples_changed: bool) ->
     return Carried(b"".join(before), b"".join(after)), notes
 
 
-def encode(image: Image, pixels: NDArray[Any]) -> bytes:
-    """A PNG of `pixels` with the image's alpha and chunks."""
+def encode(image: Image, pixels: NDArray[Any], software: str) -> bytes:
+    """A PNG of `pixels` with the image's alpha and chunks, and one more of text, keyword Software."""
     import imagecodecs
 
     carried = image.carried
     if not isinstance(carried, Carried):
         raise TypeError("the image was not decoded from a PNG")
     plain = imagecodecs.png_encode(with_alpha(image, pixels))
+    told = _chunk(b"tEXt", b"Software\0" + software.encode("latin-1")) if software else b""
     start_ends = len(SIGNATURE) + 25
     end_begins = len(plain) - 12
     return b"".join(
-        [plain[:start_ends], carried.before, plain[start_ends:end_begins], carried.after, plain[end_begins:]]
+        [plain[:start_ends], carried.before, told, plain[start_ends:end_begins], carried.after, plain[end_begins:]]
     )
 
 

@@ -1,8 +1,9 @@
 """TIFF 6.0 and BigTIFF: the output is the source file with other pixels in its strips or tiles.
 
 Whatever else the file holds (ImageJ and OME descriptions, calibration, colour profiles, private tags) stays where it
-is, byte for byte. `tiff_series` says what the pixels mean (axes, frames); the strips themselves are decoded here, because
-a reader that replaces missing ones by zeros would hide a damaged file.
+is, byte for byte; only the tag Software of the first page gets an addition. `tiff_series` says what the pixels mean (axes,
+planes); the strips themselves are coded in `tiff_segments`, because a reader that replaces missing ones by zeros would
+hide a damaged file.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise_core.images import jpeg
+from denoise_core.images.levels import area_means, same_bits
 from denoise_core.images.model import Header, Image, ImageError, split_alpha, with_alpha
 from denoise_core.images.tiff_directories import numbers, put, set_integers
-from denoise_core.images.tiff_layout import JPEG, NONE, PACKBITS, RATIOS, YCBCR, Layout
-from denoise_core.images.tiff_series import Series, read_series
+from denoise_core.images.tiff_layout import NONE, RATIOS
+from denoise_core.images.tiff_segments import decode_page, encode_page
+from denoise_core.images.tiff_series import Page, Series, read_series
+from denoise_core.images.tiff_software import add_software
 
 
 @dataclass(frozen=True)
 class _Segments:
-    """Where all strips or tiles lie, those of one page after those of another; page n's begin at `begins[n]`."""
+    """Where all strips or tiles of `Series.all_pages` lie, one page after another; page n's begin at `begins[n]`."""
 
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
@@ -59,13 +62,10 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
     layout = series.layout
     samples = np.empty((len(series.pages), layout.height, layout.width, layout.samples), layout.native)
     for number, page in enumerate(series.pages):
-        where = f" of frame {number}" if series.axis else ""
-        _decode_page(data, page.layout, segments.of(number), samples[number], where)
-    pixels: NDArray[Any]
-    if series.axis:
-        pixels, alpha = (samples[..., 0] if layout.samples == 1 else samples), None
-    else:
-        pixels, alpha = split_alpha(samples[0], alpha=layout.alpha)
+        where = f" of plane {number}" if series.axes else ""
+        decode_page(data, page.layout, segments.of(number), samples[number], where)
+    shaped = samples.reshape(*series.lengths, *samples.shape[1:])
+    pixels, alpha = split_alpha(shaped, alpha=layout.alpha)
     header = series.header
     return Image(
         container="tiff",
@@ -77,23 +77,37 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
     )
 
 
-def encode(image: Image, pixels: NDArray[Any]) -> bytes:
-    """The source file with `pixels` in place of its own, in the same layout and compression (JPEG at quality 95)."""
+def encode(image: Image, pixels: NDArray[Any], software: str) -> bytes:
+    """The source file with `pixels` in place of its own, in the same layout and compression (JPEG at quality 95).
+
+    The levels of a pyramid are made again, as means over areas. Pixels that are the source's stay as they were coded.
+    """
     carried = image.carried
     if not isinstance(carried, Carried):
         raise TypeError("the image was not decoded from a TIFF")
-    layout = carried.series.layout
-    whole = pixels if carried.series.axis else with_alpha(image, pixels)
-    frames = whole.reshape(len(carried.series.pages), layout.height, layout.width, layout.samples)
-    pages = zip(carried.series.pages, frames, strict=True)
-    coded = (segment for page, frame in pages for segment in _encode_page(frame, page.layout))
     out = io.BytesIO(carried.source)  # copies once it is written to, and gives its bytes away without a copy
-    if carried.segments.in_place:
-        for offset, new in zip(carried.segments.offsets, coded, strict=True):
-            put(out, int(offset), new)
-    else:
-        _replace_segments(out, carried, coded)
+    if not same_bits(pixels, image.pixels):
+        coded = _coded(image, carried.series, pixels)
+        if carried.segments.in_place:
+            for offset, new in zip(carried.segments.offsets, coded, strict=True):
+                put(out, int(offset), new)
+        else:
+            _replace_segments(out, carried, coded)
+    if software:
+        add_software(out, software)
     return out.getvalue()
+
+
+def _coded(image: Image, series: Series, pixels: NDArray[Any]) -> Iterator[bytes]:
+    """All strips or tiles of all pages, those of the pyramids last."""
+    layout = series.layout
+    planes = with_alpha(image, pixels).reshape(len(series.pages), layout.height, layout.width, layout.samples)
+    for page, plane in zip(series.pages, planes, strict=True):
+        yield from encode_page(plane, page.layout)
+    for levels, plane in zip(series.levels, planes, strict=True):
+        for level in levels:
+            smaller = area_means(plane, level.layout.height, level.layout.width)
+            yield from encode_page(smaller, level.layout)
 
 
 # --- where the strips or tiles lie ---
@@ -101,7 +115,7 @@ def encode(image: Image, pixels: NDArray[Any]) -> bytes:
 
 def _segments(data: bytes, series: Series) -> _Segments:
     """Each strip or tile must be there, inside the file, away from its structure, and able to hold its pixels."""
-    pages = [_listed(data, series, number) for number in range(len(series.pages))]
+    pages = [_listed(data, page, series.source.order) for page in series.all_pages]
     far, long = (np.concatenate([page[i] for page in pages]) for i in (0, 1))
     begins = list(itertools.accumulate((len(page[0]) for page in pages), initial=0))
     if not far.all() or not long.all():
@@ -111,16 +125,15 @@ def _segments(data: bytes, series: Series) -> _Segments:
         end = int(far[beyond][0]) + int(long[beyond][0])
         raise ImageError(f"the TIFF is truncated: its pixel data end at byte {end:,} of {len(data):,}")
     offsets, sizes = far.astype(np.int64), long.astype(np.int64)
-    in_place = len(np.unique(offsets)) == len(offsets) and all(p.layout.compression == NONE for p in series.pages)
+    in_place = len(np.unique(offsets)) == len(offsets) and all(p.layout.compression == NONE for p in series.all_pages)
     segments = _Segments(offsets, sizes, begins, in_place)
     _refuse_bombs(series, segments)
     _refuse_overlaps(series, segments)
     return segments
 
 
-def _listed(data: bytes, series: Series, number: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def _listed(data: bytes, page: Page, order: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Offsets and sizes of a page's strips or tiles."""
-    page, order = series.pages[number], series.source.order
     layout = page.layout
     if page.start is not None:
         plane_bytes = layout.height * layout.row_bytes
@@ -142,16 +155,15 @@ def _listed(data: bytes, series: Series, number: int) -> tuple[NDArray[np.uint64
 
 def _refuse_bombs(series: Series, segments: _Segments) -> None:
     """Refuse a page whose strips or tiles cannot hold its pixels, before memory is asked for."""
-    layout = series.layout
-    need = layout.width * layout.height * layout.samples * layout.dtype.itemsize
+    pages = [page.layout for page in series.all_pages]
+    need = np.array([page.width * page.height * page.samples * page.dtype.itemsize for page in pages])
     held = np.add.reduceat(segments.sizes, segments.begins[:-1])
-    ratios = np.array([RATIOS[page.layout.compression] for page in series.pages], float)
-    short = np.flatnonzero(held * ratios < need)
+    short = np.flatnonzero(held * np.array([RATIOS[page.compression] for page in pages], float) < need)
     if len(short):
-        where = f" of frame {short[0]}" if series.axis else ""
+        where = f" of plane {short[0]}" if series.axes else ""
         raise ImageError(
             f"the TIFF is damaged: {held[short[0]]:,} bytes of pixel data{where} "
-            f"cannot hold the {need:,} that its header needs"
+            f"cannot hold the {need[short[0]]:,} that its header needs"
         )
 
 
@@ -174,117 +186,6 @@ def _refuse_overlaps(series: Series, segments: _Segments) -> None:
     before_alone = np.maximum.accumulate(np.where(is_alone, ends, 0))[:-1]
     if (begins[1:] < np.where(is_alone[1:], before, before_alone)).any():
         raise ImageError("the TIFF is damaged: its strips or tiles overlap each other or its directory")
-
-
-# --- strips and tiles ---
-
-
-def _decode_page(
-    data: bytes, layout: Layout, segments: Iterator[tuple[int, int]], samples: NDArray[Any], where: str
-) -> None:
-    """Fill `samples` (H, W, samples); `where` names the page in errors."""
-    view = memoryview(data)
-    for number, ((offset, size), (plane, y, x)) in enumerate(zip(segments, layout.places(), strict=True)):
-        rows, columns = min(layout.segment_height, layout.height - y), min(layout.segment_width, layout.width - x)
-        try:
-            values = _decode_segment(view[offset : offset + size], layout, rows)
-        except ImageError as error:
-            what = "tile" if layout.tiled else "strip"
-            raise ImageError(f"{what} {number}{where} cannot be read: {error}") from error
-        part = samples[y : y + rows, x : x + columns, plane : plane + layout.segment_samples]
-        part[...] = values[:rows, :columns]
-
-
-def _encode_page(samples: NDArray[Any], layout: Layout) -> Iterator[bytes]:
-    """The strips or tiles of `samples` (H, W, samples), in the order of the file's tags."""
-    for plane, y, x in layout.places():
-        part = samples[y : y + layout.segment_height, x : x + layout.segment_width]
-        if layout.separate:
-            part = part[..., plane : plane + 1]
-        if layout.tiled:
-            below, right = layout.segment_height - part.shape[0], layout.segment_width - part.shape[1]
-            part = np.pad(part, ((0, below), (0, right), (0, 0)), mode="edge")
-        yield _encode_segment(part, layout)
-
-
-def _decode_segment(coded: memoryview, layout: Layout, rows: int) -> NDArray[Any]:
-    """Samples (segment height or `rows`, segment width, samples)."""
-    width, samples, item = layout.segment_width, layout.segment_samples, layout.dtype.itemsize
-    if layout.compression == JPEG:
-        colours = _jpeg_colours(layout)
-        values = jpeg.decode_samples(
-            bytes(coded), max_pixels=width * layout.segment_height, tables=layout.tables, **colours
-        )
-        if values.shape[0] < rows or values.shape[1:] != (width, samples):
-            raise ImageError(f"its JPEG data have the shape {values.shape}")
-        return values
-    height = layout.segment_height if layout.tiled else rows
-    need = height * width * samples * item
-    raw = _decompress(coded, layout.compression, layout.segment_height * width * samples * item)
-    if len(raw) < need:
-        raise ImageError(f"it holds {len(raw):,} bytes, and {need:,} are needed")
-    values = np.frombuffer(raw, layout.dtype, need // item).reshape(height, width, samples)
-    if layout.predictor == 2:
-        values = values.astype(layout.native)
-        np.cumsum(values, axis=1, dtype=values.dtype, out=values)
-    return values
-
-
-def _encode_segment(values: NDArray[Any], layout: Layout) -> bytes:
-    import imagecodecs
-
-    if layout.compression == JPEG:
-        colours = _jpeg_colours(layout)
-        return bytes(
-            imagecodecs.jpeg8_encode(
-                np.ascontiguousarray(values if values.shape[2] == 3 else values[..., 0]),
-                level=jpeg.QUALITY,
-                subsampling=layout.subsampling if layout.photometric == YCBCR else None,
-                colorspace=colours.get("outcolorspace"),
-                outcolorspace=colours.get("colorspace"),
-            )
-        )
-    if layout.predictor == 2:
-        values = values.copy()
-        values[:, 1:] -= values[:, :-1].copy()
-    raw = values.astype(layout.dtype).tobytes()
-    match layout.compression:
-        case 1:
-            return raw
-        case 5:
-            return bytes(imagecodecs.lzw_encode(raw))
-        case 8 | 32946:
-            return bytes(imagecodecs.deflate_encode(raw, level=9))
-        case 32773:
-            row = values.shape[1] * values.shape[2] * values.itemsize
-            return b"".join(bytes(imagecodecs.packbits_encode(raw[at : at + row])) for at in range(0, len(raw), row))
-        case _:
-            return bytes(imagecodecs.zstd_encode(raw))
-
-
-def _decompress(coded: memoryview, compression: int, most: int) -> bytes | memoryview:
-    """At most `most` bytes; raises ImageError where the data are damaged or hold more."""
-    import imagecodecs
-
-    decoders = {
-        5: imagecodecs.lzw_decode,
-        8: imagecodecs.zlib_decode,
-        32946: imagecodecs.zlib_decode,
-        PACKBITS: imagecodecs.packbits_decode,
-        50000: imagecodecs.zstd_decode,
-    }
-    if compression == NONE:
-        return coded
-    try:
-        return bytes(decoders[compression](bytes(coded), out=most))
-    except (RuntimeError, ValueError) as error:
-        raise ImageError(f"its data are truncated or damaged ({error})") from error
-
-
-def _jpeg_colours(layout: Layout) -> dict[str, str]:
-    if layout.segment_samples == 1:
-        return {}
-    return {"colorspace": "YCBCR" if layout.photometric == YCBCR else "RGB", "outcolorspace": "RGB"}
 
 
 # --- the same file with other strips ---
@@ -316,7 +217,7 @@ def _replace_segments(out: io.BytesIO, carried: Carried, coded: Iterator[bytes])
         sizes.append(len(new))
     for begin, until in zip(fill, ends, strict=True):
         put(out, begin, bytes(until - begin))
-    for page, begin, until in zip(series.pages, segments.begins, segments.begins[1:], strict=False):
+    for page, begin, until in zip(series.all_pages, segments.begins, segments.begins[1:], strict=False):
         for code, tag, values in zip(page.layout.codes, (page.offsets, page.sizes), (offsets, sizes), strict=True):
             if tag is not None:
                 set_integers(out, series.source, code, tag, values[begin:until])

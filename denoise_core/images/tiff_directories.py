@@ -16,6 +16,7 @@ from denoise_core.images.model import ImageError
 TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 MOST_DIRECTORIES = 100_000
+SUB_IFDS = 330
 _MOST_TAGS = 4096
 _MOST_VALUES = 64  # of a tag that describes samples: one for each
 
@@ -117,6 +118,20 @@ class Source:
                 tags.setdefault(code, Tag(kind, count, value_at, entry_at))
             entry_at += step
         return Directory(start, start + count_bytes + len(table), tags, link)
+
+    def refuse_tangles(self, pages: list[int], sub_directories: list[int]) -> None:
+        """Raise ImageError where a sub-directory is reached twice: tifffile would walk what is below it over and over."""
+        seen, left, held = set(pages), list(sub_directories), 0
+        while left:
+            start = left.pop()
+            if start in seen:
+                raise ImageError("the TIFF is damaged: its sub-directories form a circle, or are shared")
+            seen.add(start)
+            directory = self.directory(start)
+            held += directory.end - directory.start
+            if held > self.size:
+                raise ImageError("the TIFF is damaged: its sub-directories overlap each other")
+            left += self.integers(directory, SUB_IFDS, MOST_DIRECTORIES - len(seen) - len(left))
 
     def integers(self, directory: Directory, code: int, most: int = _MOST_VALUES) -> tuple[int, ...]:
         """The values of a tag, none if it is absent."""

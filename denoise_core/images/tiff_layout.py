@@ -24,6 +24,7 @@ _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIP_ROWS, _PLANAR, _PREDICTOR
 _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _JPEG_TABLES, _SUBSAMPLING = 322, 323, 338, 339, 347, 530
 _DEPTH = 32997
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 0, 1, 2
+_MOST_SAMPLES = 64
 _MOST_TILE_PIXELS = 1 << 24
 _MOST_TABLE_BYTES = 1 << 16
 
@@ -36,7 +37,13 @@ _PHOTOMETRICS = {
     3: "palette colours", 4: "a transparency mask", 5: "CMYK colours", 8: "CIELab colours", 9: "ICCLab colours",
     10: "ITULab colours", 32803: "a colour filter array (raw camera data)", 34892: "linear raw camera data",
 }  # fmt: skip
-_FORMATS = {2: "signed integer", 3: "floating-point", 5: "complex integer", 6: "complex"}
+# Names of the supported sample formats (4 says nothing), and bits by format.
+_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point", 4: "unsigned", 5: "complex integer", 6: "complex"}
+_DTYPES = {
+    **{(1, bits): f"u{bits // 8}" for bits in (8, 16, 32)}, **{(4, bits): f"u{bits // 8}" for bits in (8, 16, 32)},
+    **{(2, bits): f"i{bits // 8}" for bits in (8, 16, 32)}, **{(3, bits): f"f{bits // 8}" for bits in (16, 32, 64)},
+}  # fmt: skip
+_DTYPES_SUPPORTED = "integers of 8, 16 and 32 bits and floats of 16, 32 and 64 are supported"
 _CODECS_SUPPORTED = "no compression, LZW, deflate, zstd, PackBits and JPEG are supported"
 
 
@@ -47,7 +54,8 @@ class Layout:
     width: int
     height: int
     samples: int
-    colours: int
+    colours: int  # samples but an alpha: 1 or 3, or the channels of what has no colours
+    grey: bool
     dtype: np.dtype[Any]  # in the file's byte order
     compression: int
     photometric: int
@@ -126,20 +134,14 @@ def read_layout(source: Source, directory: Directory) -> Layout:
         raise ImageError(f"a TIFF with {what} compression; {_CODECS_SUPPORTED}")
     if photometric == YCBCR and compression != JPEG:
         raise ImageError("a TIFF with YCbCr colours outside JPEG compression; grey and RGB TIFF files are supported")
-    if compression == JPEG and dtype.itemsize != 1:
-        raise ImageError("a TIFF with JPEG-compressed 16-bit samples; 8-bit samples are supported there")
-    if predictor not in (1, 2) or (predictor == 2 and compression in (NONE, JPEG, PACKBITS)):
-        raise ImageError(f"a TIFF with predictor {predictor} on compression {compression}, which is not supported")
+    if compression == JPEG and dtype != np.uint8:
+        raise ImageError(f"a TIFF with JPEG-compressed {dtype.name} samples; uint8 is supported there")
+    _check_predictor(predictor, compression, dtype)
     if _one(find(_FILL_ORDER), 1) != 1:
         raise ImageError("a TIFF with reversed bits (fill order 2); fill order 1 is supported")
     if _one(find(_DEPTH), 1) != 1:
         raise ImageError("a TIFF of volumes (image depth above 1); planes in directories of their own are supported")
-    colours = 1 if photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK) else 3
-    extra = find(_EXTRA_SAMPLES)
-    is_alpha = samples == colours + 1 and (colours == 3 or extra[:1] in ((1,), (2,)))
-    if samples != colours and not is_alpha:
-        what = "grey" if colours == 1 else "RGB"
-        raise ImageError(f"a TIFF of {samples} {what} samples a pixel; grey or RGB with at most an alpha are supported")
+    colours = _colours(samples, photometric, find(_EXTRA_SAMPLES))
     if samples > 1 and planar not in (1, 2):
         raise ImageError(f"the TIFF is damaged: planar configuration {planar}, which does not exist")
     tiled = _TILE_WIDTH in directory.tags
@@ -151,13 +153,14 @@ def read_layout(source: Source, directory: Directory) -> Layout:
     subsampling = (find(_SUBSAMPLING) or (2, 2))[:2]
     if photometric == YCBCR and (samples != 3 or subsampling not in ((1, 1), (2, 1), (1, 2), (2, 2))):
         raise ImageError(f"a TIFF with {samples} YCbCr samples at subsampling {subsampling}, which is not supported")
-    if compression == JPEG and samples not in (1, 3) and planar != 2:
-        raise ImageError("a TIFF with JPEG compression and alpha; grey and RGB are supported there")
+    if compression == JPEG and (samples, colours) not in ((1, 1), (3, 3)) and planar != 2:
+        raise ImageError("a TIFF with JPEG compression and alpha or channels; grey and RGB are supported there")
     return Layout(
         width=width,
         height=height,
         samples=samples,
         colours=colours,
+        grey=photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK),
         dtype=dtype,
         compression=compression,
         photometric=photometric,
@@ -169,6 +172,26 @@ def read_layout(source: Source, directory: Directory) -> Layout:
         subsampling=(subsampling[0], subsampling[-1]),
         tables=_tables(source, directory),
     )
+
+
+def _colours(samples: int, photometric: int, extra: tuple[int, ...]) -> int:
+    """How many of a pixel's samples are no alpha."""
+    if photometric not in (_MIN_IS_WHITE, _MIN_IS_BLACK):
+        if samples not in (3, 4):
+            raise ImageError(f"a TIFF of {samples} RGB samples a pixel; RGB with at most an alpha is supported")
+        return 3
+    if not 0 < samples <= _MOST_SAMPLES:
+        raise ImageError(f"a TIFF of {samples} samples a pixel; at most {_MOST_SAMPLES} are supported")
+    is_alpha = samples > 1 and extra[-1:] in ((1,), (2,))
+    return samples - is_alpha
+
+
+def _check_predictor(predictor: int, compression: int, dtype: np.dtype[Any]) -> None:
+    if predictor == 1:
+        return
+    known = predictor == 2 or (predictor == 3 and dtype.kind == "f")
+    if not known or compression in (NONE, JPEG, PACKBITS):
+        raise ImageError(f"a TIFF with predictor {predictor} on compression {compression}, which is not supported")
 
 
 def _tables(source: Source, directory: Directory) -> bytes | None:
@@ -189,13 +212,12 @@ def _one(values: tuple[int, ...], default: int | None = None) -> int:
 
 
 def _dtype(order: str, bits: tuple[int, ...], formats: tuple[int, ...], photometric: int) -> np.dtype[Any]:
-    supported = "8- and 16-bit unsigned samples are supported"
     if len(set(bits)) > 1 or len(set(formats)) > 1:
-        raise ImageError(f"a TIFF whose samples differ in kind, with {bits[:4]} bits; {supported}")
+        raise ImageError(f"a TIFF whose samples differ in kind, with {bits[:4]} bits; {_DTYPES_SUPPORTED}")
     if photometric == 4 or bits[0] == 1:
-        raise ImageError(f"a 1-bit TIFF, which is a mask and not a picture; {supported}")
-    if formats[0] in _FORMATS:
-        raise ImageError(f"a TIFF of {bits[0]}-bit {_FORMATS[formats[0]]} samples; {supported}")
-    if bits[0] not in (8, 16):
-        raise ImageError(f"a TIFF of {bits[0]}-bit samples; {supported}")
-    return np.dtype(np.uint8 if bits[0] == 8 else np.uint16).newbyteorder(order)  # type: ignore[arg-type]
+        raise ImageError(f"a 1-bit TIFF, which is a mask and not a picture; {_DTYPES_SUPPORTED}")
+    name = _DTYPES.get((formats[0], bits[0]))
+    if name is None:
+        kind = _FORMATS.get(formats[0], f"(format {formats[0]})")
+        raise ImageError(f"a TIFF of {bits[0]}-bit {kind} samples; {_DTYPES_SUPPORTED}")
+    return np.dtype(order + name)

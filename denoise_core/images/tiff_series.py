@@ -1,7 +1,7 @@
-"""What the directories of a TIFF are together: one image, or the frames of a stack in their order.
+"""What the directories of a TIFF are together: one image, or the planes of a stack in their order.
 
 tifffile knows the many ways to say that (ImageJ, OME, its own, none) and is asked for axes, shape and order; what it is
-lenient about (frames that are missing or unlike the first, files that speak of other files) is refused here.
+lenient about (planes that are missing or unlike the first, levels that are no pyramid) is refused here.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denoise_core.images.model import Header, ImageError, check_size
-from denoise_core.images.tiff_directories import MOST_DIRECTORIES, Directory, Source, Tag, open_source
+from denoise_core.images.tiff_directories import MOST_DIRECTORIES, SUB_IFDS, Directory, Source, Tag, open_source
 from denoise_core.images.tiff_layout import (
     NONE,
     STRIP_BYTES,
@@ -32,20 +31,19 @@ from denoise_core.images.tiff_layout import (
     dimensions,
     read_layout,
 )
+from denoise_core.images.tiff_ome import MOST_PLANES, Ome
 
-_SUPPORTED = "one grey or RGB image (axes YX or YXS) and stacks of such along one axis T, Z, Q or I are supported"
-_PLANES = ("YX", "YXS", "SYX")
-_STACKS = {axis + plane for axis in "TZQI" for plane in _PLANES}
-_DESCRIPTION, _SUB_IFDS = 270, 330
+_SUPPORTED = "grey and RGB images (axes YX or YXS) and stacks of such along T, Z, C, Q and I are supported"
+_STACKED = frozenset("TZCQI")
+_ONE_SAMPLE, _SAMPLES = ("YX",), ("YXS", "SYX", "YXC", "CYX")
 _LISTS = (STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES)
 # A stack that ImageJ or tifffile began with the first directory and left at that; both then store bare planes in a row.
 _IN_A_ROW = ("imagej", "shaped")
-_MOST_PLANES = 16 * MOST_DIRECTORIES
 
 
 @dataclass(frozen=True)
 class Page:
-    """Where one frame's strips or tiles are listed; a frame without a directory of its own begins at `start`."""
+    """Where one plane's strips or tiles are listed; a plane without a directory of its own begins at `start`."""
 
     layout: Layout
     offsets: Tag | None
@@ -55,11 +53,13 @@ class Page:
 
 @dataclass(frozen=True)
 class Series:
-    """The frames of a stack, or the one page of an image."""
+    """The planes of a stack, or the one page of an image; and of each the smaller ones of its pyramid, if it has any."""
 
     source: Source
-    axis: str  # of the frames; "" for one image
+    axes: str  # of the planes; "" for one image
+    lengths: tuple[int, ...]
     pages: list[Page]
+    levels: list[list[Page]]
     own: NDArray[np.int64]  # start and end of each directory and each list of strips or tiles
     shared: NDArray[np.int64]  # the same of the file's header and all other values
 
@@ -69,13 +69,17 @@ class Series:
         return self.pages[0].layout
 
     @property
+    def all_pages(self) -> list[Page]:
+        """Those of the planes, and after them those of all pyramids."""
+        return [*self.pages, *itertools.chain.from_iterable(self.levels)]
+
+    @property
     def header(self) -> Header:
         """What the rest of the program sees."""
         layout = self.layout
-        frames = (len(self.pages),) if self.axis else ()
-        colours = ("YX", ()) if layout.colours == 1 else ("YXS", (3,))
-        shape = (*frames, layout.height, layout.width, *colours[1])
-        return Header("tiff", self.axis + colours[0], shape, layout.native.name)
+        samples, axis = ((), "") if layout.colours == 1 else ((layout.colours,), "C" if layout.grey else "S")
+        shape = (*self.lengths, layout.height, layout.width, *samples)
+        return Header("tiff", f"{self.axes}YX{axis}", shape, layout.native.name)
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,16 @@ class _Survey:
 
 @dataclass(frozen=True)
 class _Meaning:
-    """What tifffile makes of it."""
+    """What the metadata make of it."""
 
-    axis: str
-    frames: int
-    order: list[int]  # where each frame's directory stands
-    in_a_row: bool
+    axes: str
+    lengths: tuple[int, ...]
+    order: list[int]  # where each plane's directory stands
+    in_a_row: bool = False
+
+    @property
+    def planes(self) -> int:
+        return math.prod(self.lengths)
 
 
 def read_series(file: BinaryIO, max_pixels: int) -> Series:
@@ -104,80 +112,79 @@ def read_series(file: BinaryIO, max_pixels: int) -> Series:
     survey = _survey(source)
     width, height, samples = dimensions(source, survey.first)
     meaning = _meaning(source, survey, {"Y": height, "X": width, "S": samples})
-    check_size(width, height, max_pixels, frames=meaning.frames)
-    pages, own, shared = _pages(source, meaning)
-    layout = pages[0].layout
-    if meaning.axis and layout.alpha:
-        raise ImageError(
-            f"a stack with an alpha channel, {meaning.frames} frames of {layout}; stacks of grey or RGB are supported"
-        )
+    check_size(width, height, max_pixels, planes=meaning.planes)
+    pages, levels, own, shared = _pages(source, meaning)
     if meaning.in_a_row:
-        pages = _in_a_row(source, survey.first, layout, meaning.frames)
-    return Series(source, meaning.axis, pages, own, shared)
+        pages = _in_a_row(source, survey.first, pages[0].layout, meaning.planes)
+        levels = [[] for _ in pages]
+    return Series(source, meaning.axes, meaning.lengths, pages, levels, own, shared)
 
 
 def _survey(source: Source) -> _Survey:
     """Walk the whole chain; what tifffile will read of it is bounded here."""
     first: Directory | None = None
     starts: list[int] = []
-    listed = sub_images = smallest = 0
+    sub_images: list[int] = []
+    listed = smallest = 0
     for directory in source.chain():
         first = first or directory
         starts.append(directory.start)
-        if _SUB_IFDS in directory.tags:
-            sub_images += directory.tags[_SUB_IFDS].number
+        sub_images += source.integers(directory, SUB_IFDS, MOST_DIRECTORIES - len(sub_images))
         listed += sum(directory.tags[code].number for code in _LISTS if code in directory.tags)
-        if listed + sub_images > source.size:
+        if listed + len(sub_images) > source.size:
             raise ImageError("the TIFF is damaged: it lists more strips or tiles than it has bytes")
         with contextlib.suppress(ImageError):
             width, height, _ = dimensions(source, directory)
             smallest = min(smallest or width * height, max(width * height, 1))
     if first is None:
         raise ImageError("the TIFF is damaged: it has no directory")
-    return _Survey(first, starts, sub_images, max(smallest, 1))
+    source.refuse_tangles(starts, sub_images)
+    return _Survey(first, starts, len(sub_images), max(smallest, 1))
 
 
 def _meaning(source: Source, survey: _Survey, page: dict[str, int]) -> _Meaning:
     """Whether this is one image, or which stack of pages of the axes' lengths `page`; anything else is refused."""
     pages = len(survey.starts)
-    ome = _Ome.read(source, survey)
+    ome = Ome.read(source, survey.first, pages, survey.smallest)
+    if ome and ome.several_files:
+        axes, lengths, order = ome.of_this_file(pages)
+        return _Meaning(axes, lengths, [survey.starts[number] for number in order])
     with _opened(source, ome.name if ome else "") as tif:
         first, number = _first_series(tif, pages)
         axes, shape = first.get_axes(squeeze=True), tuple(int(n) for n in first.get_shape(squeeze=True))
         found = f"with axes {axes} and shape {shape}"
-        if len(first.levels) > 1:
-            raise ImageError(f"a pyramid of {len(first.levels)} levels, the first {found}; {_SUPPORTED}")
-        if survey.sub_images:
-            raise ImageError(f"a TIFF with {survey.sub_images} sub-images (a pyramid or raw data); {_SUPPORTED}")
+        if len(first.levels) > 1 and not survey.sub_images:
+            raise ImageError(f"a pyramid whose {len(first.levels)} levels are no sub-images, {found}; {_SUPPORTED}")
         _refuse_cut_imagej(tif, first, pages)
         if pages == number == 1 and math.prod(shape) == math.prod(page.values()):
-            return _Meaning("", 1, survey.starts, in_a_row=False)
-        if ome and ome.several_files:
-            raise ImageError(f"{pages} pages of an OME-TIFF that is spread over several files; {_SUPPORTED}")
+            return _Meaning("", (), survey.starts)
         if ome and first.kind != "ome":
             raise ImageError(f"the OME-TIFF is damaged: its XML does not fit its {pages} pages, {found}")
         if number > 1:
-            raise ImageError(f"{number} images in one file, the first {found}; {_SUPPORTED}")
-        if axes not in _STACKS:
-            raise ImageError(_what_else(axes, shape, pages, found))
-        frames = shape[0]
+            raise ImageError(f"{number} images in one file, the first {found}; one a file is supported")
+        if not set(axes) - set("YXS"):
+            raise ImageError(f"{pages} pages in one file, {found} in all; {_SUPPORTED}")
+        axes, shape = _stacked(axes, shape, page, found)
+        planes = math.prod(shape)
         in_a_row = pages == 1 and first.kind in _IN_A_ROW
-        if pages != frames and not in_a_row:
+        if pages != planes and not in_a_row:
             raise ImageError(
-                f"a stack {found}, of which the file has {pages} pages; it must have a page for each frame"
+                f"a stack {found}, of which the file has {pages} pages; it must have a page for each plane"
             )
         order = survey.starts if in_a_row else _order(first, survey, found)
-    if [page[axis] for axis in axes[1:]] != list(shape[1:]) or math.prod(shape[1:]) != math.prod(page.values()):
-        raise ImageError(f"the TIFF is damaged: a stack {found}, whose pages are of another size")
-    return _Meaning(axes[0], frames, order, in_a_row)
+    return _Meaning(axes, shape, order, in_a_row)
 
 
-def _what_else(axes: str, shape: tuple[int, ...], pages: int, found: str) -> str:
-    if len([n for n in shape if n > 1]) <= 2:
-        return f"{pages} pages in one file, {found} in all; {_SUPPORTED}"
-    frames = set(axes) - set("YXSC")
-    kind = "a stack" if frames else "a multi-channel image"
-    return f"{kind} {found}; {_SUPPORTED}"
+def _stacked(axes: str, shape: tuple[int, ...], page: dict[str, int], found: str) -> tuple[str, tuple[int, ...]]:
+    """The axes that come before those of a page, and their lengths."""
+    for plane in _ONE_SAMPLE if page["S"] == 1 else _SAMPLES:
+        before = len(axes) - len(plane)
+        if before > 0 and axes.endswith(plane) and _STACKED.issuperset(axes[:before]):
+            lengths = dict(zip(plane.replace("C", "S"), shape[before:], strict=True))
+            if any(page[axis] != length for axis, length in lengths.items()):
+                raise ImageError(f"the TIFF is damaged: a stack {found}, whose pages are of another size")
+            return axes[:before], shape[:before]
+    raise ImageError(f"a stack {found}; {_SUPPORTED}")
 
 
 # --- tifffile ---
@@ -221,7 +228,7 @@ def _refuse_wild_index(tif: Any) -> None:
     if tif.is_mmstack:
         index = tif.micromanager_metadata["IndexMap"][:, :4].astype(np.int64)
         planes = math.prod((index.max(axis=0) - index.min(axis=0) + 1).tolist())
-        if planes > _MOST_PLANES:
+        if planes > MOST_PLANES:
             raise ImageError(f"the TIFF is damaged: its Micro-Manager index speaks of {planes:,} planes")
 
 
@@ -238,76 +245,61 @@ def _refuse_cut_imagej(tif: Any, first: Any, pages: int) -> None:
 
 
 def _order(series: Any, survey: _Survey, found: str) -> list[int]:
-    """Where the directory of each frame stands, in the order of the frames."""
+    """Where the directory of each plane stands, in the order of the planes."""
     pages = itertools.islice(series, len(survey.starts) + 1)
     order = [page.offset for page in pages if page is not None]
     if sorted(order) != sorted(survey.starts):
-        raise ImageError(f"the TIFF is damaged: a stack {found}, of which some frames are missing")
+        raise ImageError(f"the TIFF is damaged: a stack {found}, of which some planes are missing")
     return order
-
-
-@dataclass(frozen=True)
-class _Ome:
-    """What of a file's OME-XML has to be known before tifffile reads it."""
-
-    name: str  # that the file calls itself by
-    several_files: bool
-
-    @classmethod
-    def read(cls, source: Source, survey: _Survey) -> _Ome | None:
-        """None for a file without OME-XML; raises ImageError for one that promises far more planes than it has."""
-        tag = survey.first.tags.get(_DESCRIPTION)
-        if tag is None or b"OME>" not in (text := source.raw(tag).partition(b"\0")[0].strip())[-10:]:
-            return None
-        try:
-            root = ElementTree.fromstring(_text(text))  # noqa: S314 expat bounds entities, and tifffile reads the same
-        except ElementTree.ParseError:
-            return cls("", several_files=False)  # tifffile makes no series of it either
-        planes = 0
-        files: dict[str | None, str] = {}
-        for pixels in (pixels for image in _named(root, "Image") for pixels in _named(image, "Pixels")):
-            sizes = [max(1, int(pixels.get(f"Size{axis}", 1))) for axis in "XYZCT"]
-            planes += max(math.prod(sizes) // survey.smallest, math.prod(sizes[2:]))
-            for data in _named(pixels, "TiffData"):
-                planes += abs(int(data.get("PlaneCount", data.get("NumPlanes", 1 if "IFD" in data.attrib else 0))))
-                files.update((uuid.text, uuid.get("FileName", "")) for uuid in _named(data, "UUID"))
-        if planes > _MOST_PLANES:
-            raise ImageError(f"an OME-TIFF of {planes:,} planes in {len(survey.starts)} pages; {_SUPPORTED}")
-        several = len(files) > 1 or any(True for _ in _named(root, "BinaryOnly"))
-        name = next(iter(files.values()), "")
-        return cls(name if name.lower().endswith((".tif", ".tiff")) else "", several)
-
-
-def _text(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data.decode("cp1252", "replace")
-
-
-def _named(element: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
-    return (child for child in element if child.tag.endswith(name))
 
 
 # --- the pages ---
 
 
-def _pages(source: Source, meaning: _Meaning) -> tuple[list[Page], NDArray[np.int64], NDArray[np.int64]]:
-    """The page of each directory, and where the file's structure lies; pages unlike the first are refused."""
+def _pages(
+    source: Source, meaning: _Meaning
+) -> tuple[list[Page], list[list[Page]], NDArray[np.int64], NDArray[np.int64]]:
+    """The page of each directory, those of its pyramid, and where the file's structure lies; unlike ones are refused."""
     pages: list[Page] = []
+    levels: list[list[Page]] = []
     layouts: dict[Layout, Layout] = {}
     own, shared = array("q"), array("q", (0, source.head_bytes))
-    for number, start in enumerate(meaning.order):
-        directory = source.directory(start)
+
+    def page_of(directory: Directory) -> Page:
         layout = read_layout(source, directory)
         layout = layouts.setdefault(layout, layout)
-        offsets, sizes = (directory.tags.get(code) for code in layout.codes)
-        pages.append(Page(layout, offsets, sizes))
-        _refuse_unlike(layout, pages[0].layout, number)
         own.extend((directory.start, directory.end))
         for code, begin, end in directory.values():
             (own if code in layout.codes else shared).extend((begin, end))
-    return pages, _pairs(own), _pairs(shared)
+        offsets, sizes = (directory.tags.get(code) for code in layout.codes)
+        return Page(layout, offsets, sizes)
+
+    for number, start in enumerate(meaning.order):
+        directory = source.directory(start)
+        pages.append(page_of(directory))
+        _refuse_unlike(pages[-1].layout, pages[0].layout, number)
+        starts = source.integers(directory, SUB_IFDS)
+        levels.append([page_of(source.directory(at)) for at in starts])
+        _refuse_no_pyramid(pages[-1].layout, [level.layout for level in levels[-1]], meaning)
+        if len(own) > 2 * source.size:
+            raise ImageError("the TIFF is damaged: its directories overlap each other")
+    return pages, levels, _pairs(own), _pairs(shared)
+
+
+def _refuse_no_pyramid(page: Layout, levels: list[Layout], meaning: _Meaning) -> None:
+    """Refuse sub-images that are no smaller versions of their page."""
+    for level in levels:
+        alike = (level.samples, level.colours, level.grey, level.native) == (
+            page.samples, page.colours, page.grey, page.native,
+        )  # fmt: skip
+        shrunk = max(page.width / level.width, page.height / level.height) if level.width and level.height else 0
+        fits = abs(page.width - shrunk * level.width) <= 2 * shrunk and (
+            abs(page.height - shrunk * level.height) <= 2 * shrunk
+        )
+        if not alike or not fits or shrunk <= 1 or meaning.in_a_row:
+            raise ImageError(
+                f"a TIFF with sub-images that are no pyramid: {level} in a page of {page}; pyramids are supported"
+            )
 
 
 def _refuse_unlike(layout: Layout, first: Layout, number: int) -> None:
@@ -315,10 +307,10 @@ def _refuse_unlike(layout: Layout, first: Layout, number: int) -> None:
     if layout is first or dataclasses.replace(layout, tables=first.tables) == first:
         return
     if str(layout) != str(first):
-        raise ImageError(f"a stack whose frames differ: frame 0 has {first}, frame {number} has {layout}; {_SUPPORTED}")
+        raise ImageError(f"a stack whose planes differ: plane 0 has {first}, plane {number} has {layout}; {_SUPPORTED}")
     raise ImageError(
-        f"a stack whose frames are stored differently: the compression, colours or strips of frame {number} "
-        f"are not those of frame 0; {_SUPPORTED}"
+        f"a stack whose planes are stored differently: the compression, colours or strips of plane {number} "
+        f"are not those of plane 0; {_SUPPORTED}"
     )
 
 
@@ -326,11 +318,11 @@ def _pairs(flat: array[int]) -> NDArray[np.int64]:
     return np.frombuffer(flat, np.int64).reshape(-1, 2)
 
 
-def _in_a_row(source: Source, directory: Directory, layout: Layout, frames: int) -> list[Page]:
+def _in_a_row(source: Source, directory: Directory, layout: Layout, planes: int) -> list[Page]:
     """Pages for planes that follow the first without directories of their own, each as one strip."""
     if layout.compression != NONE or layout.tiled:
         raise ImageError(
-            f"a stack of {frames} frames in one directory, tiled or compressed; one of uncompressed strips is supported"
+            f"a stack of {planes} planes in one directory, tiled or compressed; one of uncompressed strips is supported"
         )
     offsets = source.integers(directory, STRIP_OFFSETS, source.size)
     if len(offsets) != layout.segment_count or not offsets[0]:
@@ -341,8 +333,8 @@ def _in_a_row(source: Source, directory: Directory, layout: Layout, frames: int)
     if any(at != offsets[0] + row * layout.row_bytes for at, row in zip(offsets, rows, strict=True)):
         raise ImageError("the TIFF is damaged: the strips of a stack in one directory do not follow each other")
     page_bytes = layout.planes * layout.height * layout.row_bytes
-    end = offsets[0] + frames * page_bytes
+    end = offsets[0] + planes * page_bytes
     if end > source.size:
         raise ImageError(f"the TIFF is truncated: its pixel data end at byte {end:,} of {source.size:,}")
     whole = dataclasses.replace(layout, segment_height=layout.height)
-    return [Page(whole, None, None, offsets[0] + number * page_bytes) for number in range(frames)]
+    return [Page(whole, None, None, offsets[0] + number * page_bytes) for number in range(planes)]

@@ -6,6 +6,7 @@ and no torch: those wait until an image is there.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -49,6 +50,10 @@ class Denoised:
     restarts: int
 
 
+class MethodMissing(DenoiseError):
+    """The library of a method is not installed."""
+
+
 class FitDiverged(DenoiseError):
     """The fit's loss did not stay finite, not even from a second start."""
 
@@ -68,7 +73,10 @@ class _Denoise(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """One entry of the registry. `min_size` is the least height and width that the method takes, in pixels."""
+    """One entry of the registry. `min_size` is the least height and width that the method takes, in pixels.
+
+    `package` is what has to be installed for it beside the project's own requirements, and `licence` on what terms.
+    """
 
     name: str
     presets: tuple[str, ...]
@@ -76,6 +84,8 @@ class Method:
     denoise: _Denoise
     description: str
     source: str
+    package: str | None = None
+    licence: str = ""
 
 
 def _zs_n2n(
@@ -131,6 +141,25 @@ def _as_image(noisy: Pixels, found: Result) -> Denoised:
     )
 
 
+def _classical(method: str) -> _Denoise:
+    def denoise(
+        noisy: Pixels,
+        *,
+        preset: str,  # noqa: ARG001 - every method has this signature
+        seed: int,  # noqa: ARG001
+        device: Device,
+        value_range: tuple[float, float],
+        on_step: OnStep | None,
+    ) -> Denoised:
+        from denoise_core.methods import classical
+
+        return classical.denoise(
+            noisy, method=method, device=device, value_range=value_range, on_step=on_step or _ignore
+        )
+
+    return denoise
+
+
 def _none(
     noisy: Pixels,
     *,
@@ -170,9 +199,53 @@ METHODS: dict[str, Method] = {
             "the non-local estimate of nl-bayes, corrected by a small network fitted to the noisy images alone",
             "denoise_core.methods.zs_fit",
         ),
+        Method(
+            "nlm",
+            ("fast",),
+            8,
+            _classical("nlm"),
+            "non-local means (scikit-image) under a blind noise estimate",
+            "Buades, Coll and Morel, CVPR 2005",
+        ),
+        Method(
+            "wavelet",
+            ("fast",),
+            8,
+            _classical("wavelet"),
+            "wavelet shrinkage (scikit-image), BayesShrink with cycle spinning, under a blind noise estimate",
+            "Chang, Yu and Vetterli, IEEE TIP 9(9), 2000",
+        ),
+        Method(
+            "tv",
+            ("fast",),
+            8,
+            _classical("tv"),
+            "total variation (scikit-image) under a blind noise estimate",
+            "Chambolle, JMIV 20, 2004",
+        ),
+        Method(
+            "bm3d",
+            ("fast",),
+            8,
+            _classical("bm3d"),
+            "block matching and 3-D filtering (package bm3d) under a blind noise estimate",
+            "Dabov, Foi, Katkovnik and Egiazarian, IEEE TIP 16(8), 2007",
+            package="bm3d",
+            licence="for non-commercial use only (Tampere University)",
+        ),
         Method("none", ("fast",), 1, _none, "the pixels as they came, for comparison", "no method"),
     )
 }
+
+
+def check_installed(method: str) -> None:
+    """Raise `MethodMissing` where the library of the method is not installed, with its licence and how to get it."""
+    entry = METHODS[method]
+    if entry.package is not None and importlib.util.find_spec(entry.package) is None:
+        raise MethodMissing(
+            f"the method {method} needs the package {entry.package}, which is not installed; it is licensed "
+            f"{entry.licence}: if that is what you do, `pip install {entry.package}`"
+        )
 
 
 def denoise(
@@ -214,6 +287,8 @@ def denoise(
         `min_size`, NaN or infinite pixels, and a range that is not lo < hi.
     FitDiverged
         When the loss did not stay finite from two starts.
+    MethodMissing
+        When the method's library is not installed.
     """
     if method not in METHODS:
         raise ValueError(f"Unknown method {method!r}: use one of {', '.join(METHODS)}.")
@@ -221,6 +296,7 @@ def denoise(
     if preset not in entry.presets:
         raise ValueError(f"Method {method} has no preset {preset!r}: use one of {', '.join(entry.presets)}.")
     _check(noisy, entry, value_range)
+    check_installed(method)
     if bool((noisy == noisy[:1, :1]).all()):
         return _unchanged(noisy)
     return entry.denoise(

@@ -100,7 +100,7 @@ def nl_bayes(z: Tensor, on_cell: Callable[[], None] = lambda: None) -> Tensor:
     if not bool(z.abs().amax() <= GREATEST):
         raise ValueError(f"Expected intensities up to {GREATEST:g} in units of the noise, found NaN or greater ones.")
     with torch.no_grad():
-        rotation = _dct(z.shape[0]).to(z.device)
+        rotation = channel_rotation(z.shape[0]).to(z.device)
         noisy = torch.tensordot(rotation, z, dims=1)
         basic = _run(noisy, None, FIRST, on_cell)
         noise = noisy - _run(noisy, basic, SECOND, on_cell)
@@ -108,7 +108,7 @@ def nl_bayes(z: Tensor, on_cell: Callable[[], None] = lambda: None) -> Tensor:
         return denoised
 
 
-def _dct(n: int) -> Tensor:
+def channel_rotation(n: int) -> Tensor:
     """The orthonormal DCT of n values, (n, n); exactly 1 for one value."""
     i = torch.arange(n, dtype=torch.float64)
     dct = torch.cos(math.pi * (i + 0.5) * i[:, None] / n) * math.sqrt(2 / n)

@@ -16,7 +16,7 @@ from denoise_core import noise
 from denoise_core.device import Device
 from denoise_core.methods import FitDiverged, Pixels, Step, zs_fit
 from denoise_core.methods.zs_fit import application, noise_level, optimiser
-from denoise_core.methods.zs_fit.fitting import Fitted, Plan, fit
+from denoise_core.methods.zs_fit.fitting import Fitted, Plan, Size, fit
 from denoise_core.methods.zs_fit.model import ModelError, read_model, write_model
 from denoise_core.methods.zs_fit.network import (
     Layout,
@@ -28,10 +28,10 @@ from denoise_core.methods.zs_fit.network import (
 )
 from denoise_core.methods.zs_fit.noise_level import NoiseLevel, Stabiliser
 from denoise_core.methods.zs_fit.pairs import ALPHA, JUDGED, TARGET_VARIANCE, Pair, held_out_errors, recorrupt
-from denoise_core.methods.zs_fit.prepared import Prepared, prepare
+from denoise_core.methods.zs_fit.prepared import Prepared, noise_of_frames, prepare
 
 CPU = Device("cpu", "bfloat16", 1, "for the tests")
-SHORT = Plan(width=8, layers=3, steps=40, crops=4, rate=1e-3, kernel_rate=5e-3, side=32)
+SHORT = Plan(Size(8, 3), steps=40, crops=4, rate=1e-3, kernel_rate=5e-3, side=32)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -314,6 +314,30 @@ def test_a_fit_that_fails_leaves_the_estimate(clean: Pixels, monkeypatch: pytest
     assert found.restarts == 2
 
 
+def test_where_memory_runs_out_the_batch_is_halved_and_the_fit_goes_on(
+    clean: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from denoise_core.methods.zs_fit import fitting as module
+
+    corrected, batches = module.corrected, []
+
+    def with_little_memory(parameters: list[torch.Tensor], source: torch.Tensor, estimate: torch.Tensor) -> object:
+        batches.append(len(source))
+        if len(source) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return corrected(parameters, source, estimate)
+
+    accelerator = Device("cpu:0", "float32", 1, "stands for a GPU: whole batches at once")
+    plan = replace(SHORT, crops=8)
+    undisturbed = fit([pair_of(clean, 0)], plan, seed=0, device=accelerator, on_step=quiet)
+    monkeypatch.setattr(module, "corrected", with_little_memory)
+    halved = fit([pair_of(clean, 0)], plan, seed=0, device=accelerator, on_step=quiet)
+    assert batches[:3] == [8, 4, 2]
+    assert set(batches[3:]) == {2}
+    assert halved.restarts == 0
+    torch.testing.assert_close(halved.weights, undisturbed.weights, atol=5e-3, rtol=0)
+
+
 # --- the whole ---
 
 
@@ -372,7 +396,8 @@ def test_a_dark_background_of_few_photons_is_not_fitted_to(clean: Pixels) -> Non
     level = NoiseLevel(1 / 200, 0.0, -math.inf, math.inf, 0.0)
     bright = Prepared(y, level, Stabiliser.of(level, y), CPU)
     dark = Prepared(y * np.float32(0.01), level, Stabiliser.of(level, y * np.float32(0.01)), CPU)
-    assert (bright.can_be_fitted_to, dark.can_be_fitted_to) == (True, False)
+    assert bright.not_fitted_to is None
+    assert "photons" in str(dark.not_fitted_to)
 
 
 def test_frames_of_a_still_scene_are_estimated_together(clean: Pixels) -> None:
@@ -473,7 +498,7 @@ def test_a_few_counts_a_pixel_keep_their_mean() -> None:
 def test_a_long_stack_is_done_in_parts_of_its_frames(photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = np.repeat(photo[None, 60:124, 160:224, 1:2] / np.float32(255), 45, axis=0)
     y = noisy_of(scene, "gauss:25")
-    _, prepared = prepare(y, CPU)
+    _, prepared = prepare(y, noise_of_frames(y), CPU)
     assert prepared is not None
 
     def run() -> Pixels:
@@ -507,7 +532,7 @@ def test_images_of_several_kinds_of_content_are_not_made_worse(photo: np.ndarray
 def test_fits_and_judgements_share_no_row(photo: np.ndarray) -> None:
     """Whatever windows are drawn: no row of the image is fitted to in one and judged on in another."""
     y = noisy_of(photo[None, :, :300] / np.float32(255), "gauss:25")
-    _, prepared = prepare(y, CPU)
+    _, prepared = prepare(y, noise_of_frames(y), CPU)
     assert prepared is not None
     y[:] = np.arange(512, dtype=np.float32)[None, :, None, None]
     fitted, judged = set(), set()
@@ -536,7 +561,7 @@ def test_bands_and_tiles_change_nothing(photo: np.ndarray, monkeypatch: pytest.M
     """To a hundredth of a grey level of 65,536."""
     x = (photo[None, 100:375, 130:327] / np.float32(255)).astype(np.float32)
     y = noisy_of(x, "gauss:25")
-    _, prepared = prepare(y, CPU)
+    _, prepared = prepare(y, noise_of_frames(y), CPU)
     assert prepared is not None
     layout = Layout(3, 8, 3)
     weights = initial_weights(layout, torch.Generator().manual_seed(0))
@@ -584,7 +609,7 @@ def directory(photo: np.ndarray) -> list[Pixels]:
 @pytest.fixture(scope="module")
 def quick_presets() -> zs_fit.Preset:
     fast = zs_fit.PRESETS["fast"]
-    return replace(fast, shared=replace(fast.shared, width=16, layers=3, steps=120), shared_windows=8)
+    return replace(fast, shared=replace(fast.shared, size=Size(16, 3), steps=120), shared_windows=8)
 
 
 def test_mixed_noise_levels_share_one_network_and_nothing_gets_worse(
@@ -622,7 +647,7 @@ def test_a_directory_of_nothing_to_fit_to_has_no_network(clean: Pixels) -> None:
 def test_a_model_for_other_channels_is_refused(clean: Pixels) -> None:
     layout = Layout(1, 8, 3)
     grey = Fitted(layout, torch.zeros(sum(layout.sizes)), 1, 0.0, 0)
-    with pytest.raises(ValueError, match="1 channels, and this one has 3"):
+    with pytest.raises(ValueError, match="1 channels, and this image has 3"):
         zs_fit.denoise(clean, preset="fast", seed=0, device=CPU, on_step=quiet, model=grey)
 
 
@@ -634,7 +659,7 @@ def saved(tmp_path: Path) -> Path:
     layout = Layout(3, 8, 3)
     weights = initial_weights(layout, torch.Generator().manual_seed(0))
     path = tmp_path / "models" / "three.safetensors"
-    write_model(path, Fitted(layout, weights, 40, 5.2, 1), {"seed": 7, "fitted_to": {"a.png": "00"}})
+    write_model(path, Fitted(layout, weights, 40, 5.2, 1), {"seed": 7, "sampled": {"a.png": "00"}})
     return path
 
 
@@ -646,7 +671,7 @@ def test_a_model_comes_back_from_its_file(saved: Path) -> None:
     about = json.loads(saved.with_suffix(".json").read_text())
     assert about["file_sha256"] == digest
     assert about["layout"] == {"channels": 3, "width": 8, "layers": 3}
-    assert about["fitted_to"] == {"a.png": "00"}
+    assert about["sampled"] == {"a.png": "00"}
 
 
 def test_what_is_no_model_is_refused_in_one_sentence(saved: Path, tmp_path: Path) -> None:

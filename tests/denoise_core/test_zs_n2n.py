@@ -407,14 +407,14 @@ def test_unfit_arguments_are_refused():
     for image in (good.astype(np.float64), good[0], good[None, :, :, None], good[:0]):
         with pytest.raises(ValueError, match="float32 pixels"):
             quick(image)
-    with pytest.raises(ValueError, match="zs-n2n, nl-bayes, zs-fit, none"):
+    with pytest.raises(ValueError, match="zs-n2n, nl-bayes, zs-fit, nlm, wavelet, tv, bm3d, none"):
         methods.denoise(good, method="zsn2n", preset="fast", seed=0, device=FLOAT)
     with pytest.raises(ValueError, match="fast, paper"):
         methods.denoise(good, method="zs-n2n", preset="best", seed=0, device=FLOAT)
 
 
 def test_the_registry_is_what_denoise_takes():
-    assert set(methods.METHODS) == {"zs-n2n", "zs-fit", "nl-bayes", "none"}
+    assert set(methods.METHODS) == {"zs-n2n", "zs-fit", "nl-bayes", "nlm", "wavelet", "tv", "bm3d", "none"}
     for name, method in methods.METHODS.items():
         assert method.name == name
         assert method.presets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -92,6 +93,17 @@ BAD = """--method bm4d|--noise gauss|--device tpu|--slots 0|--unheard-of|--confi
 def test_a_bad_option(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
     said = refused(capsys, "run", tree, tmp_path / "out", *options, *(["--dry-run"] if "cuda:99" in options else []))
     assert options[0].strip("-") in said or "cuda" in said
+
+
+def test_a_method_whose_library_is_not_installed(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "bm3d" else find(name, *a))
+    said = refused(capsys, "run", tree, tmp_path / "out", "--method", "bm3d")
+    assert "non-commercial" in said
+    assert "pip install bm3d" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_empty_paths(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,8 @@ def config(**options: object) -> RunConfig:
         ({"noise": "gauss:-3"}, "gauss"),
         ({"noise": "laplace:3"}, "gauss"),
         ({"noise": "gauss:nan"}, "gauss"),
+        ({"noise": "jpeg:30.5"}, "a whole number from 1 to 100"),
+        ({"noise": "gauss:50-5"}, "gauss:5-50"),
         ({"device": "tpu"}, "--device"),
         ({"slots": 0}, "--slots"),
         ({"slots": "many"}, "--slots"),
@@ -46,6 +48,18 @@ def test_a_bad_value_is_one_sentence_that_names_the_option(options: dict[str, ob
         config(**options)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_every_kind_of_noise_is_in_the_help() -> None:
+    from denoise_core.noise import KINDS
+
+    said = RunConfig.model_fields["noise"].description or ""
+    assert all(kind.example in said for kind in KINDS.values())
+
+
+def test_one_noise_has_one_digest() -> None:
+    assert config(noise="gauss: 25.0").digest() == config(noise="gauss:25").digest()
+    assert config(noise="gauss:5.0 - 50").noise == "gauss:5-50"
 
 
 def test_toml_round_trip(tmp_path: Path) -> None:
@@ -103,3 +117,12 @@ def test_the_digest_follows_what_a_model_holds(tmp_path: Path) -> None:
 def test_every_option_is_described() -> None:
     undescribed = [name for name, field in RunConfig.model_fields.items() if not field.description]
     assert undescribed == []
+
+
+def test_axes_and_channels_decide_the_digest_only_where_they_are_given() -> None:
+    plain = build({"input": "a", "output": "b"})
+    assert plain.digest() != build({"input": "a", "output": "b", "axes": "ZYX"}).digest()
+    assert plain.digest() != build({"input": "a", "output": "b", "channels": "joint"}).digest()
+    for wrong in ("XY", "zyx", "TZ", "YXT", ""):
+        with pytest.raises(ConfigError, match=r"--axes: .* is no order of axes"):
+            build({"input": "a", "output": "b", "axes": wrong})

@@ -23,6 +23,7 @@ from PIL import Image
 import flows.denoise_directory
 import tasks.chunk
 import tasks.denoise
+import tasks.report
 import tasks.save
 import tasks.scan
 from denoise_core import methods
@@ -139,7 +140,10 @@ def test_a_second_run_does_nothing_for_what_is_done(
 
 
 def test_only_what_changed_is_done_again(tree: Path, tmp_path: Path, photo: np.ndarray) -> None:
+    """Three files more, one changed in place, one gone and ten touched: exactly four are done."""
     out = tmp_path / "out"
+    for n in range(12):
+        Image.fromarray(photo[n : n + 20, 200:220]).save(tree / f"many {n}.png")
     run(tree, out, "--method", "none")
     changed = tree / "deep.tif"
     stamp = changed.stat()
@@ -147,15 +151,26 @@ def test_only_what_changed_is_done_again(tree: Path, tmp_path: Path, photo: np.n
     data[-1] ^= 1  # same size, and soon the same time
     changed.write_bytes(data)
     os.utime(changed, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    Image.fromarray(photo[:20, :20]).save(tree / "new.png")
-    os.utime(tree / "photo.jpg")
+    for n in range(3):
+        Image.fromarray(photo[n : n + 20, :20]).save(tree / f"new {n}.png")
+    for n in range(10):
+        os.utime(tree / f"many {n}.png")
     (tree / "rgb.png").unlink()
+    assert run(tree, out, "--method", "none") == 0
+    again = [row["source"] for row in ledger.rows_of(ledger.run_folders(out)[-1])]
+    assert sorted(again) == ["deep.tif", "new 0.png", "new 1.png", "new 2.png"]
+    rows = rows_of(out)
+    assert "no longer in the input" in rows["rgb.png"]["note"]
+    assert rows["rgb.png"]["status"] == "done"
+    assert all(rows[f"many {n}.png"]["note"] is None for n in range(12))
+
+
+def test_an_output_that_is_gone_is_written_again(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(tree, out, "--method", "none")
     (out / "images" / "sub" / "grey.png").unlink()
     assert run(tree, out, "--method", "none") == 0
-    again = {row["source"] for row in ledger.rows_of(ledger.run_folders(out)[-1])}
-    assert again == {"deep.tif", "new.png", "sub/grey.png"}
-    assert "no longer in the input" in rows_of(out)["rgb.png"]["note"]
-    assert rows_of(out)["photo.jpg"]["note"] is None
+    assert [row["source"] for row in ledger.rows_of(ledger.run_folders(out)[-1])] == ["sub/grey.png"]
 
 
 def test_another_configuration_and_overwrite_do_everything_again(tree: Path, tmp_path: Path) -> None:
@@ -163,6 +178,8 @@ def test_another_configuration_and_overwrite_do_everything_again(tree: Path, tmp
     run(tree, out, "--method", "none")
     run(tree, out, "--method", "none", "--seed", 1)
     assert fits(out) == 8
+    run(tree, out, "--method", "none", "--seed", 1, "--slots", 2, "--chunk", 1)
+    assert fits(out) == 8, "what decides no result redoes nothing"
     run(tree, out, "--method", "none", "--seed", 1, "--on-existing", "overwrite")
     assert fits(out) == 12
     assert run(tree, out, "--method", "none", "--on-existing", "error") == 2
@@ -224,12 +241,16 @@ def test_images_that_the_method_cannot_take(tree: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((1, 1), 7, np.uint8)).save(tree / "dot.png")
     Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tree / "flat.png")
     Image.new("CMYK", (16, 16)).save(tree / "cmyk.jpg")
-    tifffile.imwrite(tree / "float.tif", np.full((16, 16), np.nan, np.float32))
+    tifffile.imwrite(tree / "empty.tif", np.full((16, 16), np.nan, np.float32))
+    tifffile.imwrite(tree / "complex.tif", np.ones((16, 16), np.complex64))
     assert run(tree, out) == 1
     rows = rows_of(out)
     assert "1 × 1 pixels" in rows["dot.png"]["error"]
     assert "CMYK" in rows["cmyk.jpg"]["error"]
-    assert "floating-point" in rows["float.tif"]["error"]
+    assert "64-bit complex samples" in rows["complex.tif"]["error"]
+    told = "256 values that are NaN or infinite stay as they are; too small to tell its noise"
+    assert rows["empty.tif"]["note"] == told
+    assert np.isnan(tifffile.imread(out / "images" / "empty.tif")).all()
     assert rows["flat.png"]["status"] == "done"
     assert np.array_equal(np.asarray(Image.open(out / "images" / "flat.png")), np.full((16, 16, 3), 90))
 
@@ -551,21 +572,78 @@ def test_the_report_is_rendered_again_from_the_table(
     assert main(["report", str(out)]) == 0, "without the input the page has no pictures, and is there all the same"
 
 
+def test_levels_drawn_from_a_range_are_in_the_table(tree: Path, tmp_path: Path) -> None:
+    """Whatever the order, the chunks and the slots."""
+    tifffile.imwrite(
+        tree / "stack.tif", np.full((3, 40, 40), 30000, np.uint16), metadata={"axes": "TYX"}, photometric="minisblack"
+    )
+    (tree / "broken.png").write_text("x")
+    for name, options in (("one", ["--chunk", 1]), ("two", ["--chunk", 5, "--slots", 2])):
+        assert run(tree, tmp_path / name, "--method", "none", "--noise", "bernoulli:0.1-0.9", *options) == 1
+    rows = rows_of(tmp_path / "one")
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    assert (rows["broken.png"]["noise_drawn"], rows["broken.png"]["corrupted_fraction"]) == (None, None)
+    done = [row for row in rows.values() if row["status"] == "done"]
+    assert {row["noise"] for row in done} == {"bernoulli:0.1-0.9"}
+    assert len({row["noise_drawn"] for row in done}) == len(done) == 5
+    for row in done:
+        share = float(row["noise_drawn"].removeprefix("bernoulli:"))
+        assert row["corrupted_fraction"] == pytest.approx(share, abs=5 * 0.5 / 40)
+    frames = tifffile.imread(tmp_path / "one" / "images" / "stack.tif")
+    assert set(np.unique(frames)) == {0, 30000}
+    assert np.mean(frames == 0) == pytest.approx(rows["stack.tif"]["corrupted_fraction"])
+    assert not np.array_equal(frames[0], frames[1])
+
+    level = rows["rgb.png"]["noise_drawn"]
+    assert run(tree / "rgb.png", tmp_path / "again", "--method", "none", "--noise", level) == 0
+    again = rows_of(tmp_path / "again")["rgb.png"]
+    assert again["output_sha256"] == rows["rgb.png"]["output_sha256"], "the drawn noise, written, is the same noise"
+    assert run(tree / "rgb.png", tmp_path / "plain", "--method", "none") == 0
+    plain = rows_of(tmp_path / "plain")["rgb.png"]
+    assert (plain["noise"], plain["noise_drawn"], plain["corrupted_fraction"]) == ("none", None, None)
+
+
+@pytest.mark.parametrize("kind", ["text:0.25", "jpeg:10-90", "poisson-gauss:30/5"])
+def test_the_report_shows_the_noise_that_was_added(
+    tree: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    make_panel = tasks.report.make_panel
+
+    def seen(name: str, noisy: np.ndarray, denoised: np.ndarray, **options: Any) -> Any:
+        shown[name] = noisy, denoised
+        return make_panel(name, noisy, denoised, **options)
+
+    monkeypatch.setattr(tasks.report, "make_panel", seen)
+    colour = tree / "colours.tif"
+    frames = np.stack([tifffile.imread(tree / "deep.tif")] * 3)
+    tifffile.imwrite(colour, np.stack([frames, frames // 2, frames // 3], axis=-1), photometric="rgb")
+    assert run(tree, tmp_path / "out", "--method", "none", "--noise", kind) == 0
+    rows = rows_of(tmp_path / "out")
+    assert set(shown) == set(rows) == {"colours.tif", "deep.tif", "photo.jpg", "rgb.png", "sub/grey.png"}
+    for name, (noisy, denoised) in shown.items():
+        top = rows[name]["data_range"]
+        if name != "photo.jpg":  # which is written with losses
+            assert np.abs(noisy.clip(0, top) - denoised).max() <= 0.51, name
+        assert (rows[name]["corrupted_fraction"] is not None) == kind.startswith("text")
+
+
 def test_artifacts_and_names_in_prefect(tree: Path, tmp_path: Path) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
 
     (tree / "bad.png").write_text("x")
     run(tree, tmp_path / "watched", "--method", "none", "--chunk", 2)
     with get_client(sync_client=True) as client:
-        flow_run = max(client.read_flow_runs(limit=200), key=lambda r: r.start_time)
+        flow_run = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)[0]
         assert flow_run.name == "input: none"
         assert set(flow_run.tags) == {"none", "denoise-flows"}
         assert flow_run.state is not None
         assert flow_run.state.message == "4 done, 1 failed"
-        artifacts = {a.key: a for a in client.read_artifacts() if a.flow_run_id == flow_run.id}
-        expected = {"scan", "report", "chunk 1 of 2", "load rgb.png", "save sub/grey.png"}
         only_this = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
+        artifacts = {a.key: a for a in client.read_artifacts(flow_run_filter=only_this)}  # of all, only 200 are given
+        expected = {"scan", "report", "chunk 1 of 2", "load rgb.png", "save sub/grey.png"}
         deadline = time.monotonic() + 120
         names: set[str] = set()
         while (
@@ -582,3 +660,45 @@ def test_artifacts_and_names_in_prefect(tree: Path, tmp_path: Path) -> None:
 def test_nothing_is_printed_while_prefect_logs(tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(tree, tmp_path / "out", "--method", "none", "--json")
     assert capfd.readouterr().err == ""
+
+
+def test_axes_and_channels_can_be_said(tmp_path: Path, photo: np.ndarray) -> None:
+    (tmp_path / "in").mkdir()
+    stack = np.stack([photo[:40, :48, n] for n in range(3)]).astype(np.uint16) * 100
+    tifffile.imwrite(tmp_path / "in" / "a.tif", stack, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "in" / "b.tif", stack, imagej=True, metadata={"axes": "CYX"})
+    tifffile.imwrite(tmp_path / "in" / "c.tif", stack[0])
+
+    def told(*options: str) -> list[tuple[str, str | None]]:
+        output = tmp_path / "out"
+        assert run(tmp_path / "in", output, "--method", "none", *options) == (1 if "--axes" in options else 0)
+        rows = rows_of(output)
+        assert not options or rows["c.tif"]["error_type"] in (None, "AxesMismatch")
+        return [(rows[name]["axes"], rows[name]["denoised_as"]) for name in ("a.tif", "b.tif")]
+
+    assert told() == [("QYX", "Q frames"), ("CYX", "C separate")]
+    assert told("--channels", "joint") == [("QYX", "Q frames"), ("CYX", "C joint")]
+    assert told("--axes", "ZYX") == [("ZYX", "Z frames"), ("ZYX", "Z frames")]
+    assert told("--axes", "CYX", "--channels", "joint") == [("CYX", "C joint"), ("CYX", "C joint")]
+    for name in ("a.tif", "b.tif"):
+        assert np.array_equal(tifffile.imread(tmp_path / "out" / "images" / name), stack)
+
+
+@pytest.mark.slow
+def test_a_network_is_fitted_to_separate_channels(tmp_path: Path, photo: np.ndarray) -> None:
+    (tmp_path / "in").mkdir()
+    noise = np.random.default_rng(0).normal(0, 1500, (2, 64, 64, 3))
+    for n in range(2):
+        channels = np.moveaxis(photo[n * 64 : n * 64 + 64, 200:264].astype(float) * 100 + 8000 + noise[n], -1, 0)
+        data = channels.astype(np.float32)
+        tifffile.imwrite(tmp_path / "in" / f"{n}.tif", data, imagej=True, metadata={"axes": "CYX"})
+    assert run(tmp_path / "in", tmp_path / "out", "--scope", "directory") == 0
+    rows = rows_of(tmp_path / "out")
+    assert {path.name.split("-")[0] for path in (tmp_path / "out" / "models").iterdir()} == {"1"}
+    for row in rows.values():
+        assert row["scope"] == "directory"
+        assert row["denoised_as"] == "C separate"
+        assert row["sigma_estimate"] == pytest.approx(1500, rel=0.3)
+        assert len(row["value_low"]) == 3
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "C 2 of 3" in page

@@ -1,4 +1,4 @@
-"""Whole processes: killed, interrupted, side by side, and watched by a real server."""
+"""Whole processes: interrupted, side by side, and watched by a real server."""
 
 from __future__ import annotations
 
@@ -72,41 +72,6 @@ def images(tmp_path: Path, photo: np.ndarray) -> Path:
     for n in range(6):
         Image.fromarray(photo[n * 24 : n * 24 + 24, 200:224]).save(root / f"{n}.png")
     return root
-
-
-@pytest.fixture
-def run_once(images: Path, tmp_path: Path) -> dict[str, tuple[str, str | None, float | None]]:
-    """What an undisturbed run gives."""
-    status, _, err = finish(start(images, tmp_path / "undisturbed", "--noise", "gauss:25", "--slots", 1))
-    assert status == 0, err
-    assert "Traceback" not in err
-    return result(tmp_path / "undisturbed")
-
-
-def test_killed_with_its_group_and_resumed(images: Path, tmp_path: Path, run_once: dict[str, object]) -> None:
-    out = tmp_path / "killed"
-    killed = 0
-    for rows in (1, 3, 4):
-        process = start(images, out, "--noise", "gauss:25", "--slots", 1, "--chunk", 6)
-        children: list[psutil.Process] = []
-        try:
-            wait_for_rows(out, rows, process)
-            children = psutil.Process(process.pid).children(recursive=True)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-        killed += 1
-        psutil.wait_procs(children, timeout=60)
-        assert [child for child in children if child.is_running()] == [], "the embedded server ends with its run"
-    reported = [row["source"] for folder in ledger.run_folders(out) for row in ledger.rows_of(folder)]
-    status, _, err = finish(start(images, out, "--noise", "gauss:25", "--slots", 1))
-    assert status == 0, err
-    assert killed == 3
-    assert result(out) == run_once
-    all_rows = [row["source"] for folder in ledger.run_folders(out) for row in ledger.rows_of(folder)]
-    assert sorted(all_rows) == [f"{n}.png" for n in range(6)], "nothing that was reported done is done twice"
-    assert set(reported) < set(all_rows)
-    assert temporaries(out) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

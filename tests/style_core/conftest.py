@@ -9,7 +9,9 @@ from skimage import data
 from skimage.transform import resize
 from torch import Tensor
 
-from style_core import LAYERS, SEED, Features, load_features
+from style_core import LAYERS, PRESETS, Features, StylePreset, load_features
+
+SEED = PRESETS["seed"]
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 
@@ -72,6 +74,14 @@ def random_state(last: str) -> dict[str, Tensor]:
         if layer.name == last:
             break
     return state
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Callable[[StylePreset], Features]:
+    """Untrained weights as deep as a preset needs: for what does not depend on what is seen."""
+    path = tmp_path_factory.mktemp("weights") / "synthetic.pth"
+    torch.save(random_state("conv5_1"), path)
+    return lambda preset: load_features(path, preset.layers)
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import VGG19_Weights
 from torchvision.models.vgg import cfgs, make_layers
 
-from style_core import LAYERS, Features, StyleError, extract, load_features
+from style_core import LAYERS, PRESETS, Features, StyleError, download_features, extract, load_features
 
 
 def torchvision_features() -> torch.nn.Sequential:
@@ -116,6 +117,57 @@ def test_a_file_that_ends_early_says_what_is_missing_and_what_works(weights_file
     assert "conv2_2" not in works
 
 
+def test_a_preset_that_needs_more_names_those_that_would_work(trained_path: Path, weights_file) -> None:
+    with pytest.raises(
+        StyleError, match=r"ends before .*relu5_1, relu4_2; .*Presets that work with it: seed; the others"
+    ):
+        load_features(trained_path, PRESETS["gatys"].layers)
+    with pytest.raises(StyleError, match="Presets that work with it: none"):
+        load_features(weights_file("conv1_2"), PRESETS["seed"].layers)
+
+
+def test_weights_are_fetched_once_and_checked(weights_file: Callable[..., Path], tmp_path: Path) -> None:
+    served = weights_file("conv1_2", "served.pth")
+    digest = hashlib.sha256(served.read_bytes()).hexdigest()
+    named = served.rename(served.with_name(f"vgg19-{digest[:8]}.pth"))
+    url, kept = named.as_uri(), tmp_path / "kept"
+    found = download_features(["conv1_2"], directory=kept, url=url)
+    assert [path.name for path in kept.iterdir()] == [named.name]
+    expected = load_features(kept / named.name, ["conv1_2"])
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(found.convolutions, expected.convolutions, strict=True))
+    named.unlink()
+    download_features(["conv1_1"], directory=kept, url=url)  # from what is kept
+    (kept / named.name).write_bytes(b"something else")
+    with pytest.raises(StyleError, match=f"expected {digest[:8]}"):
+        download_features(["conv1_1"], directory=kept, url=url)
+
+
+def test_weights_that_cannot_be_fetched_say_so(weights_file: Callable[..., Path], tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    wrong = weights_file("conv1_1", "vgg19-00000000.pth").as_uri()
+    for url in ((tmp_path / "nowhere-01234567.pth").as_uri(), wrong):
+        with pytest.raises(StyleError, match=r"could not be fetched from .* give its path"):
+            download_features(["conv1_1"], directory=kept, url=url)
+    assert list(kept.iterdir()) == []
+    with pytest.raises(ValueError, match="the start of the file's SHA-256"):
+        download_features(["conv1_1"], directory=kept, url="file:///vgg19.pth")
+
+
+def test_torchvisions_own_weights_are_what_is_fetched_by_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def refuse(url: str, path: str, hash_prefix: str, progress: bool) -> None:
+        asked.append((url, hash_prefix))
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(StyleError, match="no network"):
+        download_features(["relu5_1"], directory=tmp_path)
+    assert asked == [(VGG19_Weights.IMAGENET1K_V1.url, "dcbb9e9d")]
+
+
 def test_a_gap_in_the_file_ends_it_there(weights_file: Callable[..., Path]) -> None:
     with pytest.raises(StyleError, match=r"ends before conv2_1; layers that work with this file: conv1_1, relu1_1\."):
         load_features(weights_file("conv2_1", features__2__bias=None), ["conv2_1"])
@@ -125,8 +177,10 @@ def test_the_digest_is_checked(trained_path: Path, trained_digest: str, weights_
     load_features(trained_path, ["conv1_1"], sha256=trained_digest.upper())
     other = weights_file("conv1_1")
     found = hashlib.sha256(other.read_bytes()).hexdigest()
-    with pytest.raises(StyleError, match=f"{found}, expected {trained_digest}"):
-        load_features(other, ["conv1_1"], sha256=trained_digest)
+    load_features(other, ["conv1_1"], sha256=found[:8])
+    for wrong in (trained_digest, found[:7], ""):
+        with pytest.raises(StyleError, match=f"{found}, expected {wrong}"):
+            load_features(other, ["conv1_1"], sha256=wrong)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def noisy_version(x: np.ndarray, sigma: float = 25) -> np.ndarray:
 
 def test_8_bit_pixels_are_shown_as_they_are(photographs: dict[str, np.ndarray]) -> None:
     x = photographs["astronaut.png"]
-    panel = make_panel("a", x, x, clean=x, value_max=255, why="sample", caption="", crop=100)
+    panel = make_panel("a", x, x, clean=x, limits=(0, 255), why="sample", caption="", crop=100)
     np.testing.assert_array_equal(pixels(panel.noisy_png), x[206:306, 206:306])
     assert panel.clean_png == panel.denoised_png == panel.noisy_png
     assert np.ptp(pixels(panel.residual_png)) == 0
@@ -146,7 +146,7 @@ def test_8_bit_pixels_are_shown_as_they_are(photographs: dict[str, np.ndarray]) 
 def test_residual_is_noisy_minus_denoised_at_the_stated_range(photographs: dict[str, np.ndarray]) -> None:
     x = photographs["camera.png"]
     y = noisy_version(x)
-    panel = make_panel("a", y, x, clean=None, value_max=255, why="", caption="")
+    panel = make_panel("a", y, x, clean=None, limits=(0, 255), why="", caption="")
     limit = float(re.search(r"residual ±([\d.]+) around grey", panel.display)[1])  # type: ignore[index]
     assert 60 < limit < 100  # 2.8 σ, rounded up
     expected = np.clip((y - x)[128:384, 128:384] / limit, -1, 1)
@@ -156,7 +156,7 @@ def test_residual_is_noisy_minus_denoised_at_the_stated_range(photographs: dict[
 
 def test_unsigned_pixels_do_not_wrap_in_the_residual() -> None:
     dark, bright = np.full((8, 8), 10, np.uint8), np.full((8, 8), 20, np.uint8)
-    panel = make_panel("a", dark, bright, clean=None, value_max=255, why="", caption="")
+    panel = make_panel("a", dark, bright, clean=None, limits=(0, 255), why="", caption="")
     assert pixels(panel.residual_png).max() < 10  # −10 at ±10 is black; wrapped, 246 would be white
 
 
@@ -164,7 +164,7 @@ def test_deep_images_share_one_stated_range(photographs: dict[str, np.ndarray]) 
     # A camera's 12 bits in a 16-bit file: at 0 … 65535 it would be black.
     clean = photographs["camera.png"].astype(np.uint16) * 4 + 100
     noisy = noisy_version(clean, 40)
-    panel = make_panel("a", noisy, clean, clean=clean, value_max=65535, why="", caption="")
+    panel = make_panel("a", noisy, clean, clean=clean, limits=(0, 65535), why="", caption="")
     shown = re.search(r"display ([\d,.]+) … ([\d,.]+) \(0.1 to 99.9 % of the noisy crop\)", panel.display)
     assert shown is not None
     low, high = (float(v.replace(",", "")) for v in shown.groups())
@@ -177,14 +177,14 @@ def test_deep_images_share_one_stated_range(photographs: dict[str, np.ndarray]) 
 
 def test_faint_deep_residuals_are_not_lost() -> None:
     y = np.random.default_rng(0).normal(300, 4, (64, 64))
-    panel = make_panel("a", y, np.full_like(y, 300), clean=None, value_max=65535, why="", caption="")
+    panel = make_panel("a", y, np.full_like(y, 300), clean=None, limits=(0, 65535), why="", caption="")
     assert pixels(panel.residual_png).std() > 30
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5])
 def test_other_channel_counts_are_shown_as_their_mean(channels: int) -> None:
     x = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
-    panel = make_panel("a", x, x, clean=None, value_max=255, why="", caption="")
+    panel = make_panel("a", x, x, clean=None, limits=(0, 255), why="", caption="")
     np.testing.assert_allclose(pixels(panel.noisy_png), x.mean(axis=2), atol=0.5)
     assert ("mean of" in panel.display) == (channels != 1)
 
@@ -193,7 +193,7 @@ def test_other_channel_counts_are_shown_as_their_mean(channels: int) -> None:
 @pytest.mark.parametrize("fill", [0.0, 7.0, np.nan, np.inf])
 def test_constant_and_undefined_images_are_shown(fill: float, value_max: float) -> None:
     x = np.full((1, 1), fill, np.float32)
-    panel = make_panel("a", x, x, clean=None, value_max=value_max, why="", caption="")
+    panel = make_panel("a", x, x, clean=None, limits=(0, value_max), why="", caption="")
     assert pixels(panel.noisy_png).shape == (1, 1)
     assert "nan" not in panel.display
     assert "inf" not in panel.display
@@ -202,9 +202,9 @@ def test_constant_and_undefined_images_are_shown(fill: float, value_max: float) 
 def test_unlike_shapes_are_refused() -> None:
     x = np.zeros((4, 4))
     with pytest.raises(ValueError, match=r"img: the clean image has shape \(4, 5\) and the noisy one \(4, 4\)"):
-        make_panel("img", x, x, clean=np.zeros((4, 5)), value_max=255, why="", caption="")
+        make_panel("img", x, x, clean=np.zeros((4, 5)), limits=(0, 255), why="", caption="")
     with pytest.raises(ValueError, match="cannot be shown"):
-        make_panel("img", np.zeros((0, 4)), np.zeros((0, 4)), clean=None, value_max=255, why="", caption="")
+        make_panel("img", np.zeros((0, 4)), np.zeros((0, 4)), clean=None, limits=(0, 255), why="", caption="")
 
 
 # --- the page, read by a parser ---
@@ -212,7 +212,7 @@ def test_unlike_shapes_are_refused() -> None:
 
 def test_nothing_is_loaded_from_elsewhere(photographs: dict[str, np.ndarray]) -> None:
     x = photographs["coins.tif"]
-    reader = Reader(page([row("a")], [make_panel("a", x, x, clean=x, value_max=255, why="w", caption="c")]))
+    reader = Reader(page([row("a")], [make_panel("a", x, x, clean=x, limits=(0, 255), why="w", caption="c")]))
     for tag, attributes in reader.tags:
         for name in ("src", "href", "action", "srcset", "data"):
             if name in attributes:
@@ -227,7 +227,7 @@ def test_nothing_is_loaded_from_elsewhere(photographs: dict[str, np.ndarray]) ->
 
 def test_pictures_inside_are_the_panel_s(photographs: dict[str, np.ndarray]) -> None:
     x = photographs["coins.tif"]
-    panel = make_panel("a", noisy_version(x), x, clean=x, value_max=255, why="w", caption="c", crop=64)
+    panel = make_panel("a", noisy_version(x), x, clean=x, limits=(0, 255), why="w", caption="c", crop=64)
     images = [a for t, a in Reader(page([row("a")], [panel])).tags if t == "img"]
     inside = [base64.b64decode((a["src"] or "").partition(",")[2]) for a in images]
     assert inside == [panel.noisy_png, panel.denoised_png, panel.residual_png, panel.clean_png]
@@ -366,9 +366,9 @@ def report(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, np.n
         psnr, mean = [29.25, None, 9.5][i], [1000.0, -3.0, 999.0][i]
         values = {"psnr_noisy_db": 20.1, "psnr_denoised_db": psnr, "mean_noisy": mean}
         rows.append(row(name, shape=list(x.shape), dtype="uint8", **values))
-        panels.append(make_panel(name, y, x, clean=x, value_max=255, why="sample", caption="PSNR 20 → 29 dB"))
+        panels.append(make_panel(name, y, x, clean=x, limits=(0, 255), why="sample", caption="PSNR 20 → 29 dB"))
     rows += [failed(name, error=f"cannot read {name}") for name in NASTY]
-    panels.append(make_panel(NASTY[0], x, x, clean=None, value_max=255, why="worst", caption=NASTY[0]))
+    panels.append(make_panel(NASTY[0], x, x, clean=None, limits=(0, 255), why="worst", caption=NASTY[0]))
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(page(rows, panels, title="Report"), encoding="utf-8")
     return path

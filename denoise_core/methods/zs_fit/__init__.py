@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,13 +24,12 @@ from torch import Tensor
 from denoise_core.device import Device
 from denoise_core.methods import FitDiverged, OnStep, Pixels, Step
 from denoise_core.methods.zs_fit.application import apply
-from denoise_core.methods.zs_fit.fitting import Fitted, Plan, derived_seed, fit, in_threads
-from denoise_core.methods.zs_fit.network import self_ensemble, unpack
+from denoise_core.methods.zs_fit.channels import arrange
+from denoise_core.methods.zs_fit.fitting import Fitted, Plan, Size, derived_seed, fit, in_threads
+from denoise_core.methods.zs_fit.network import self_ensemble
 from denoise_core.methods.zs_fit.noise_level import NoiseLevel
 from denoise_core.methods.zs_fit.pairs import Pair, held_out_errors, wins
-from denoise_core.methods.zs_fit.prepared import alike, prepare
-
-MIN_SIZE = 8  # one patch of the noise estimate
+from denoise_core.methods.zs_fit.prepared import alike, noise_of_frames, prepare, unlike
 
 
 @dataclass(frozen=True)
@@ -43,27 +42,27 @@ class Preset:
     shared: Plan  # on a directory
     shared_windows: int
     shared_copies: int
-    refine: Plan  # of the directory's network, on one image; the layout is that network's
+    refine: Plan  # of the directory's network, on one image
 
 
 PRESETS = {
     "fast": Preset(
-        own=Plan(width=16, layers=3, steps=200, crops=4, rate=5e-4, kernel_rate=3e-3),
+        own=Plan(Size(16, 3), steps=200, crops=4, rate=5e-4, kernel_rate=3e-3),
         own_windows=4,
         own_copies=1,
-        shared=Plan(width=32, layers=4, steps=600, crops=4, rate=1e-3, kernel_rate=1e-2),
+        shared=Plan(Size(32, 4), steps=600, crops=4, rate=1e-3, kernel_rate=1e-2),
         shared_windows=24,
         shared_copies=2,
-        refine=Plan(width=32, layers=4, steps=60, crops=4, rate=2e-4, kernel_rate=1e-3),
+        refine=Plan(None, steps=60, crops=4, rate=2e-4, kernel_rate=1e-3),
     ),
     "best": Preset(
-        own=Plan(width=32, layers=4, steps=400, crops=4, rate=1e-3, kernel_rate=5e-3),
+        own=Plan(Size(32, 4), steps=400, crops=4, rate=1e-3, kernel_rate=5e-3),
         own_windows=4,
         own_copies=3,
-        shared=Plan(width=64, layers=6, steps=1500, crops=4, rate=1e-3, kernel_rate=1e-2),
+        shared=Plan(Size(64, 6), steps=1500, crops=4, rate=1e-3, kernel_rate=1e-2),
         shared_windows=96,
         shared_copies=3,
-        refine=Plan(width=64, layers=6, steps=100, crops=4, rate=3e-4, kernel_rate=2e-3),
+        refine=Plan(None, steps=100, crops=4, rate=3e-4, kernel_rate=2e-3),
     ),
 }
 
@@ -77,7 +76,7 @@ class Result:
     `pixels` has the noisy one's shape and scale and is not clamped. `kept` is what it was made with: "estimate" (the
     non-local estimate alone), "fitted" (with a network of its own), "model" (with the directory's), "refined" (with the
     directory's, fitted further to this image), "noisy" (there was no noise to remove). `window` is how many frames were
-    estimated together.
+    estimated together. `remark` says why nothing was removed, or no network was fitted.
     """
 
     pixels: Pixels
@@ -88,6 +87,7 @@ class Result:
     restarts: int
     fit_seconds: float
     denoise_seconds: float
+    remark: str | None = None
 
 
 def denoise(
@@ -99,14 +99,14 @@ def denoise(
     on_step: OnStep,
     model: Fitted | None = None,
     fit_own: bool = True,
-    together: bool = True,
+    by_frame: bool = False,
 ) -> Result:
     """Denoise a stack of frames, or one image as a stack of one.
 
     Parameters
     ----------
     noisy : (F, H, W, C) float32
-        On any scale, finite, H and W at least `MIN_SIZE`. Frames whose noise levels differ are done one by one.
+        On any scale, finite, H and W at least 8.
     preset : str
         "fast" or "best".
     seed : int
@@ -119,32 +119,66 @@ def denoise(
         A network fitted elsewhere, for images of as many channels: used in place of one of its own.
     fit_own : bool
         Whether to fit to this image: its own network, or a given one further.
-    together : bool
-        Whether neighbouring frames may be estimated together.
+    by_frame : bool
+        Take every frame for an image of its own, as is always done where the noise of the frames differs.
 
     Raises
     ------
     ValueError
         For a model of other channels.
     """
-    channels = noisy.shape[3]
-    if model is not None and model.layout.channels != channels:
-        raise ValueError(f"The model is for images of {model.layout.channels} channels, and this one has {channels}.")
+    if model is not None and model.layout.channels != noisy.shape[3]:
+        raise ValueError(f"The model is for {model.layout.channels} channels, and this image has {noisy.shape[3]}.")
+    channels = arrange(noisy)
+    options = {"preset": preset, "seed": seed, "device": device, "fit_own": fit_own, "by_frame": by_frame}
+    if channels is None:
+        return _denoise(noisy, on_step, model=model, **options)  # type: ignore[arg-type]
+    model = model if model is not None and model.layout.channels == len(channels.kept) else None
+    found = _denoise(channels.taken(noisy), on_step, model=model, **options)  # type: ignore[arg-type]
+    return replace(found, pixels=channels.put_back(noisy, found.pixels))
+
+
+def _denoise(
+    noisy: Pixels,
+    on_step: OnStep,
+    *,
+    preset: str,
+    seed: int,
+    device: Device,
+    model: Fitted | None,
+    fit_own: bool,
+    by_frame: bool,
+) -> Result:
+    """`denoise`, all channels alike."""
     started = time.perf_counter()
-    if len(noisy) > 1 and not alike(noisy):
-        options = {"preset": preset, "seed": seed, "device": device, "model": model, "fit_own": False}
-        return _frame_by_frame(noisy, on_step, lambda frame, tell: denoise(frame, on_step=tell, **options))  # type: ignore[arg-type]
-    noise, prepared = prepare(noisy, device)
+
+    def one(frames: Pixels, tell: OnStep) -> Result:
+        return _denoise(
+            frames, tell, preset=preset, seed=seed, device=device, model=model, fit_own=fit_own, by_frame=False
+        )
+
+    if by_frame and len(noisy) > 1:
+        return _apart(noisy, [[i] for i in range(len(noisy))], on_step, one)
+    odd = unlike(noisy)
+    if odd:
+        others = [i for i in range(len(noisy)) if i not in set(odd)]
+        return _apart(noisy, [others, *([i] for i in odd)], on_step, one)
+    levels = noise_of_frames(noisy)
+    if len(noisy) > 1 and not alike(noisy, levels):
+        return _apart(noisy, [[i] for i in range(len(noisy))], on_step, one)
+    noise, prepared = prepare(noisy, levels, device)
     if prepared is None:
-        return Result(noisy.copy(), NOISY, noise, 1, 0, 0, time.perf_counter() - started, 0.0)
+        why = "too small to tell its noise" if noise is None else "no noise that could be removed was found"
+        return Result(noisy.copy(), NOISY, noise, 1, 0, 0, time.perf_counter() - started, 0.0, why)
     plans = PRESETS[preset]
     generator = torch.Generator().manual_seed(derived_seed("windows", seed, 0))
     share = _Share(on_step)
-    window = prepared.best_window(generator) if together else 1
+    window = prepared.best_window(generator, share.part(0, 0.05))
     kept, own, steps, restarts = ESTIMATE, None, 0, 0
-    if (fit_own or model is not None) and prepared.can_be_fitted_to:
+    remark = prepared.not_fitted_to if fit_own or model is not None else None
+    if (fit_own or model is not None) and remark is None:
         number, copies = (plans.own_windows, plans.own_copies) if fit_own else (1, 1)
-        pairs = prepared.pairs(number, copies, window=window, generator=generator, on_step=share.part(0, 0.2))
+        pairs = prepared.pairs(number, copies, window=window, generator=generator, on_step=share.part(0.05, 0.2))
         kept, own, steps, restarts = _best(
             pairs, plans, model, fit_own=fit_own, seed=seed, device=device, on_step=share.part(0.2, 0.4)
         )
@@ -162,7 +196,9 @@ def denoise(
     flat = (noisy == noisy[:, :1, :1]).all(axis=(1, 2, 3))
     pixels[flat] = noisy[flat]  # a closed shutter, an overflow: neighbours have nothing to tell of it
     done_at = time.perf_counter()
-    return Result(pixels, kept, noise, window, steps, restarts, fitted_at - started, done_at - fitted_at)
+    if remark is not None:
+        remark = f"no network: {remark}"
+    return Result(pixels, kept, noise, window, steps, restarts, fitted_at - started, done_at - fitted_at, remark)
 
 
 def fit_directory(
@@ -187,8 +223,11 @@ def fit_directory(
 
     def windows_of(number: int) -> list[Pair]:
         noisy = samples[number]()
-        prepared = None if noisy is None else prepare(noisy, device)[1]
-        if prepared is None or not prepared.can_be_fitted_to:
+        channels = None if noisy is None else arrange(noisy)
+        if noisy is not None and channels is not None:
+            noisy = channels.taken(noisy) if len(channels.kept) == noisy.shape[3] else None
+        prepared = None if noisy is None else prepare(noisy, noise_of_frames(noisy), device)[1]
+        if prepared is None or prepared.not_fitted_to is not None:
             return []
         generator = torch.Generator().manual_seed(derived_seed("directory", seed, number))
         return prepared.pairs(each, plans.shared_copies, window=1, generator=generator, on_step=on_window)
@@ -207,23 +246,35 @@ def fit_directory(
 
 def estimate_only(noisy: Pixels, *, device: Device, on_step: OnStep) -> Result:
     """`denoise` without any network: the method nl-bayes; noisy (F, H, W, C), each frame by itself."""
-    return denoise(noisy, preset="fast", seed=0, device=device, on_step=on_step, fit_own=False, together=False)
+    return denoise(noisy, preset="fast", seed=0, device=device, on_step=on_step, fit_own=False, by_frame=True)
 
 
-def _frame_by_frame(noisy: Pixels, on_step: OnStep, one: Callable[[Pixels, OnStep], Result]) -> Result:
-    """The frames one after another, as one result: what most of them kept, and the noise of the middle one."""
+def _apart(
+    noisy: Pixels, parts: Sequence[Sequence[int]], on_step: OnStep, one: Callable[[Pixels, OnStep], Result]
+) -> Result:
+    """Parts of a stack's frames one after another, as one result: what most frames kept, the noise of the largest part."""
     share = _Share(on_step)
-    found = [one(noisy[i : i + 1], share.part(i / len(noisy), (i + 1) / len(noisy))) for i in range(len(noisy))]
-    kept = [result.kept for result in found]
+    pixels = np.empty_like(noisy)
+    found: list[Result] = []
+    done = 0
+    for part in parts:
+        tell = share.part(done / len(noisy), (done + len(part)) / len(noisy))
+        result = one(noisy[part], tell)
+        pixels[part] = result.pixels
+        found.append(replace(result, pixels=pixels))
+        done += len(part)
+    kept = [result.kept for part, result in zip(parts, found, strict=True) for _ in part]
+    largest = max(range(len(parts)), key=lambda number: (len(parts[number]), -abs(number - len(parts) // 2)))
     return Result(
-        np.concatenate([result.pixels for result in found]),
+        pixels,
         max(sorted(set(kept)), key=kept.count),
-        found[len(found) // 2].noise,
-        1,
+        found[largest].noise,
+        found[largest].window,
         sum(result.steps for result in found),
         sum(result.restarts for result in found),
         sum(result.fit_seconds for result in found),
         sum(result.denoise_seconds for result in found),
+        found[largest].remark,
     )
 
 
@@ -259,25 +310,29 @@ def _best(
             restarts += 2
         else:
             steps, restarts = steps + networks[name].steps, restarts + networks[name].restarts
-    kept, errors = ESTIMATE, _held_out(pairs, None, device)
+
+    def check() -> None:
+        on_step(Step(1, 1, None))
+
+    kept, errors = ESTIMATE, _held_out(pairs, None, device, check)
     least = errors.mean()
     for name, network in networks.items():
-        found = _held_out(pairs, network, device)
+        found = _held_out(pairs, network, device, check)
         if wins(found, errors) and found.mean() < least:
             kept, least = name, found.mean()
     return kept, networks.get(kept), steps, restarts
 
 
-def _held_out(pairs: list[Pair], network: Fitted | None, device: Device) -> Tensor:
+def _held_out(pairs: list[Pair], network: Fitted | None, device: Device, check: Callable[[], None]) -> Tensor:
     """The errors of a network, or of the estimate alone, in blocks of what was kept from the fits, over all pairs."""
     errors = []
     with torch.inference_mode():
         parameters = None
         if network is not None:
-            dtype = torch.bfloat16 if device.precision == "bfloat16" else torch.float32
-            parameters = unpack(network.layout, network.weights.to(device.name), dtype)
+            parameters = network.parameters(device)
         for pair in pairs:
             result = pair.estimate
+            check()
             if parameters is not None:
                 result = self_ensemble(parameters, pair.source[None], pair.estimate[None])[0]
             errors.append(held_out_errors(pair, result))

@@ -14,7 +14,7 @@ from denoise_core.device import Device
 from denoise_core.methods import Pixels
 from denoise_core.methods.nl_bayes import ALIGN, HALO, nl_bayes
 from denoise_core.methods.zs_fit.fitting import Fitted, in_threads
-from denoise_core.methods.zs_fit.network import self_ensemble, unpack
+from denoise_core.methods.zs_fit.network import self_ensemble
 from denoise_core.methods.zs_fit.noise_level import Stabiliser
 
 PART_VALUES = 4_000_000  # of one part, its margins not counted: bounds the memory
@@ -52,9 +52,12 @@ def apply(
     """
     result = np.empty_like(noisy)
     parts = list(parts_of(noisy.shape, window, device.threads if device.name == "cpu" else 1))
-    parameters = None if fitted is None else unpack(fitted.layout, fitted.weights.to(device.name), _dtype(device))
+    parameters = None if fitted is None else fitted.parameters(device)
     radius = 0 if fitted is None else fitted.layout.radius
     done = 0
+
+    def check() -> None:
+        on_share(done / len(parts))
 
     def work(part: Part) -> None:
         above, below = max(0, part.top - HALO), min(noisy.shape[1], part.bottom + HALO)
@@ -63,11 +66,13 @@ def apply(
         z = to_tensor(stabiliser.forward(noisy[before:after, above:below])).to(device.name)
         inside = slice(part.top - above, part.bottom - above)
         with torch.inference_mode():
-            estimate = _estimated(z, window, [start - before for start in starts], lambda: on_share(done / len(parts)))
+            estimate = _estimated(z, window, [start - before for start in starts], check)
             for frame in range(part.first, part.last):
                 found = estimate[frame - before, :, inside]
                 if parameters is not None:
-                    found = _corrected(parameters, z[frame - before], estimate[frame - before], inside, radius)
+                    found = _corrected(
+                        parameters, z[frame - before], estimate[frame - before], inside, radius, check=check
+                    )
                 result[frame, part.top : part.bottom] = stabiliser.back(found.permute(1, 2, 0).cpu().numpy())
 
     # Side by side only where each has a core to itself: on a GPU parts would only share its memory.
@@ -152,12 +157,15 @@ def _share_alone(residual: Tensor) -> Tensor:
     return ((around - WHITE) / (NOT_WHITE - WHITE)).clamp(0, 1)
 
 
-def _corrected(parameters: list[Tensor], z: Tensor, estimate: Tensor, rows: slice, radius: int) -> Tensor:
-    """The network's result (C, rows, W) for some rows of z and its estimate (C, H, W), tile by tile."""
+def _corrected(
+    parameters: list[Tensor], z: Tensor, estimate: Tensor, rows: slice, radius: int, *, check: Callable[[], None]
+) -> Tensor:
+    """The network's result (C, rows, W) for some rows of z and its estimate (C, H, W), tile by tile; `check` at each."""
     height, width = z.shape[1:]
     result = torch.empty_like(estimate[:, rows])
     for top in range(rows.start, rows.stop, TILE[0]):
         for left in range(0, width, TILE[1]):
+            check()
             bottom, right = min(top + TILE[0], rows.stop), min(left + TILE[1], width)
             above, before = max(0, top - radius), max(0, left - radius)
             part = (slice(None), slice(above, min(height, bottom + radius)), slice(before, min(width, right + radius)))
@@ -170,7 +178,3 @@ def _corrected(parameters: list[Tensor], z: Tensor, estimate: Tensor, rows: slic
 def to_tensor(stack: Pixels) -> Tensor:
     """(F, H, W, C) to (F, C, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(stack.transpose(0, 3, 1, 2)))
-
-
-def _dtype(device: Device) -> torch.dtype:
-    return torch.bfloat16 if device.precision == "bfloat16" else torch.float32

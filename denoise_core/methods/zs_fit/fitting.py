@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,12 +27,25 @@ READ = 50  # steps between looks at the loss
 COLLAPSED = 1.0  # above the loss of the estimate that is to be corrected: the noise's variance
 
 
+log = logging.getLogger("denoise_core")
+
+
 @dataclass(frozen=True)
-class Plan:
-    """How large, how long and how fast: `crops` of `side`² a step, the highest rates of Adam and of Muon."""
+class Size:
+    """Of a network: maps a layer, and layers."""
 
     width: int
     layers: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large, how long and how fast: `crops` of `side`² a step, the highest rates of Adam and of Muon.
+
+    `size` is None where a network is fitted further: it stays as large as it is.
+    """
+
+    size: Size | None
     steps: int
     crops: int
     rate: float
@@ -48,6 +62,10 @@ class Fitted:
     steps: int
     loss: float
     restarts: int
+
+    def parameters(self, device: Device) -> list[Tensor]:
+        """The weights as `network` takes them, where and as the device computes fastest."""
+        return unpack(self.layout, self.weights.to(device.name), _dtype(device))
 
 
 def fit(
@@ -68,8 +86,15 @@ def fit(
     ------
     FitDiverged
         When two starts failed.
+    ValueError
+        For a plan without a size and no start.
     """
-    layout = Layout(pairs[0].source.shape[0], plan.width, plan.layers) if start is None else start.layout
+    if start is not None:
+        layout = start.layout
+    elif plan.size is not None:
+        layout = Layout(pairs[0].source.shape[0], plan.size.width, plan.size.layers)
+    else:
+        raise ValueError("a plan without a size fits a network further: give its start")
     unfitted = sum(float(pair.loss(pair.estimate)) for pair in pairs) / len(pairs)
     loss = math.nan
     for attempt in range(2):
@@ -106,25 +131,39 @@ def _descend(
         steps=plan.steps,
         fast_in_bfloat16=device.precision == "bfloat16",
     )
-    dtype = torch.bfloat16 if device.precision == "bfloat16" else torch.float32
+    dtype = _dtype(device)
     on_cpu = device.name == "cpu"
-    grain = min(GRAIN, plan.crops) if on_cpu else plan.crops
+    grain = min(GRAIN, plan.crops)
     grains = plan.crops // grain
+    at_once = 1 if on_cpu else grains
     crops = Crops(pairs, plan.side)
 
-    def gradient(parameters: list[Tensor], serial: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(derived_seed("grain", seed, serial))
-        source, estimate, target, valid = crops.draw(grain, generator)
+    def gradient(parameters: list[Tensor], serials: Sequence[int]) -> tuple[Tensor, Tensor]:
+        draws = [
+            crops.draw(grain, torch.Generator().manual_seed(derived_seed("grain", seed, serial))) for serial in serials
+        ]
+        source, estimate, target, valid = (torch.cat(parts) for parts in zip(*draws, strict=True))
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
         loss = ((corrected(leaves, source, estimate) - target).square() * valid).mean()
-        return pack_gradients(torch.autograd.grad(loss, leaves)), loss.detach() / valid.mean().clamp_min(1e-6)
+        total = pack_gradients(torch.autograd.grad(loss, leaves)) * len(serials)
+        return total, loss.detach() / valid.mean().clamp_min(1e-6)
 
     recent: list[Tensor] = []
     with in_threads(min(device.threads, grains) if on_cpu else 1) as run:
         for step in range(plan.steps):
             parameters = unpack(layout, weights, dtype)
             serials = range(step * grains, (step + 1) * grains)
-            results = list(run(gradient, [parameters] * grains, serials))
+            while True:
+                groups = [serials[first : first + at_once] for first in range(0, grains, at_once)]
+                try:
+                    results = list(run(gradient, [parameters] * len(groups), groups))
+                    break
+                except torch.OutOfMemoryError:  # a GPU's: it may be shared
+                    if at_once == 1:
+                        raise
+                    at_once //= 2
+                    log.info("out of memory: %d of %d crops at once from here on", at_once * grain, plan.crops)
+                    torch.cuda.empty_cache()
             total = results[0][0]
             for more, _ in results[1:]:
                 total = total + more
@@ -153,6 +192,10 @@ def in_threads(count: int) -> Iterator[Callable[..., Iterator[Any]]]:
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _dtype(device: Device) -> torch.dtype:
+    return torch.bfloat16 if device.precision == "bfloat16" else torch.float32
 
 
 def derived_seed(purpose: str, seed: int, number: int) -> int:

@@ -17,7 +17,6 @@ from denoise_core.images import write_atomic
 from denoise_core.methods.zs_fit.fitting import Fitted
 from denoise_core.methods.zs_fit.network import Layout
 
-SUFFIX = ".safetensors"
 FORMAT = "denoise-flows zs-fit 1"
 MOST_BYTES = 256 * 1024 * 1024
 
@@ -69,9 +68,7 @@ def read_model(path: Path) -> tuple[Fitted, str]:
     try:
         weights = load(data)["weights"]
         length = int.from_bytes(data[:8], "little")
-        about = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("denoise-flows")
-        if about is None:
-            raise ModelError("no model of zs-fit: the file says nothing of a network")
+        about = json.loads(data[8 : 8 + length])["__metadata__"]["denoise-flows"]
         facts = json.loads(about)
         if facts["format"] != FORMAT:
             raise ModelError(f"no model that this version reads: its format is {str(facts['format'])[:80]!r}")

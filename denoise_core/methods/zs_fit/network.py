@@ -33,7 +33,7 @@ class Layout:
         """Raise ValueError for a shape that no network has."""
         sizes = (self.channels, self.width, self.layers)
         whole = all(type(size) is int for size in sizes)
-        if not whole or not (1 <= self.channels <= 64 and 1 <= self.width <= 1024 and 2 <= self.layers <= 8):
+        if not whole or not (1 <= self.channels <= 64 and 1 <= self.width <= 128 and 2 <= self.layers <= 8):
             raise ValueError(f"No network has {self.channels} channels, {self.width} maps and {self.layers} layers.")
 
     @property

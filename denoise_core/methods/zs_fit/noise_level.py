@@ -5,33 +5,53 @@ level, a gain above 0 Poisson noise with or without a Gaussian part. `Stabiliser
 Anscombe transform that goes with it.
 
 Foi, Trimeche, Katkovnik and Egiazarian, "Practical Poissonian-Gaussian noise modeling and fitting", IEEE TIP 2008 (the
-model); Chen, Zhu and Heng, ICCV 2015 (the level of one group of patches); Mäkitalo and Foi, "Optimal inversion of the
-generalized Anscombe transformation for Poisson-Gaussian noise", IEEE TIP 2013 (the inverse).
+model); Colom and Buades, "Analysis and extension of the Ponomarenko et al. method, estimating a noise curve from a single
+image", IPOL 2013 (the variance at one intensity: high frequencies of the patches with the least energy in the low ones);
+Mäkitalo and Foi, "Optimal inversion of the generalized Anscombe transformation for Poisson-Gaussian noise", IEEE TIP 2013.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.fft import dct
 from scipy.special import ndtr
 
-from denoise_core.diagnostics import noise_variance, sigma_estimate
-
 Pixels = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
 
 PATCH = 8
-PATCHES_A_GROUP = 600  # fewer, and the smallest eigenvalues of their covariance come out too low
-MOST_GROUPS = 12
-MOST_PATCHES = 60_000
-MOST_CUT_OFF = 1.2  # by how much cut-off noise makes the whole image's level come out too low
-COARSE = 3.0  # steps between values: noise below is too coarse to tell what was cut off
-FURTHEST = 7.0  # standard deviations of a patch from its median: further off lie hot pixels and edges
+HIGH_FROM, TOP_FROM = 9, 12  # of the 8×8 cosine transform, the frequencies i + j that are looked at for noise
+FALL = 0.5  # energy of texture at the top over that in the other high frequencies
+DOUBT = 0.25  # of the logarithm by which taking texture off changed a variance, as its relative error
+MOST_PATCHES = 120_000  # of all channels
+MOST_GROUPS, PATCHES_A_GROUP = 12, 600  # of like intensity
+SHARES = (0.05, 0.1, 0.25, 0.5)  # of a group's patches that are taken: more where they hold no more than noise
+LEAST_PATCHES = 60
+FLAT, TEXTURED = (
+    1.0,
+    1.2,
+)  # energy in low over that in high frequencies: up to here nothing but noise; from here, texture
+INDEPENDENT = 10  # values a patch is worth: neighbouring patches overlap
+OF_TEXTURE = 0.03  # relative error of a standard deviation that is not from counting
+TOO_HIGH, TOO_LOW = (
+    9.0,
+    36.0,
+)  # most that a group counts against a model, in squared errors: texture makes it come out high
+LEAST_LINE = 1.5  # ratio of variances along a line that is told from one level
+FURTHER = 12.0  # squared errors by which a line has to be closer
+ON_THE_LINE = 0.6  # share of the groups
 CLEAR = 2.0  # standard deviations between an end where noise was cut off and patches that tell its level
+DARKEST = 0.15  # standard deviations above the end: cut off there, noise leaves the mean of black at 0.4, flat patches' at 0.25
+COARSE = 3.0  # steps between values: noise below is too coarse to tell what was cut off
 LEAST_CLIPPED = 10  # pixels: a few may have one value by chance
 CLIPPED_SHARE = 5e-4  # of the pixels at the least (or greatest) value: above it, that value is where noise was cut off
+MOST_DETAILS = 4_000_000  # pixels of an image of which every 2×2 cell is looked at
 
 
 @dataclass(frozen=True)
@@ -61,28 +81,28 @@ class NoiseLevel:
 def estimate(noisy: Pixels) -> NoiseLevel | None:
     """The noise of an image (H, W) or (H, W, C), all channels alike; None where it is too small to tell.
 
-    White noise is assumed: pixels and channels independent.
+    White noise is assumed: pixels and channels independent. Where it differs from place to place, the lower level is found.
     """
-    robust = _by_details(noisy)
-    if robust is None:
+    height, width = noisy.shape[:2]
+    if min(height, width) < PATCH:
         return None
-    sigma = sigma_estimate(noisy)
-    sigma = robust if sigma is None else sigma
+    image = noisy.reshape(height, width, -1)
     least, greatest = float(noisy.min()), float(noisy.max())
     at_least, at_greatest = float((noisy == least).mean()), float((noisy == greatest).mean())
     share = max(CLIPPED_SHARE, LEAST_CLIPPED / noisy.size)
     low = least if at_least > share else -math.inf
     high = greatest if at_greatest > share else math.inf
-    clear = CLEAR * min(sigma, robust)
-    means, variances = _by_intensity(noisy, low + clear, high - clear)
-    if variances:  # of patches that are neither cut off nor hold a hot pixel; texture makes them come out higher
-        level = math.sqrt(float(np.median(variances)))
-        cut_off = low > -math.inf or high < math.inf  # there, noise has less variance: the least textured group tells
-        sigma = min(max(sigma, math.sqrt(min(variances))), MOST_CUT_OFF * sigma) if cut_off else min(sigma, level)
-    gain, offset = _line(means, variances, sigma)
+    groups = [group for channel in np.moveaxis(image, 2, 0) for group in curve(channel, MOST_PATCHES // image.shape[2])]
+    if groups:
+        gain, offset = line(_clear(groups, low, high) or groups)
+        sigma = math.sqrt(offset) if gain == 0 else 0.0
+        if any(group.mean - low < DARKEST * sigma for group in groups):
+            gain, offset = line(groups)  # so dark, and with noise that was cut off? Then it is less there: photons
+    else:
+        gain, offset = 0.0, by_details(image) ** 2
     values = np.unique(thinned(noisy[None], 20_000))
     step = float(np.diff(values).min()) if len(values) > 1 else 0.0
-    coarse = len(values) < 2 or sigma < COARSE * step
+    coarse = len(values) < 2 or math.sqrt(max(gain * float(image.mean()) + offset, 0)) < COARSE * step
     if coarse or (gain > 0 and low <= -offset / gain + gain):
         low = -math.inf  # no photon came, or one value holds much of the noise: nothing was cut off
     if coarse:
@@ -91,70 +111,132 @@ def estimate(noisy: Pixels) -> NoiseLevel | None:
     return NoiseLevel(gain, offset, low, high, clipped, step)
 
 
-def _by_details(noisy: Pixels) -> float | None:
-    """The level of Gaussian noise by the median of diagonal differences: for images of too few patches, and hot pixels.
+@dataclass(frozen=True)
+class Group:
+    """Patches of like intensity: their mean, the variance of the noise on them, how many they are.
 
-    Donoho and Johnstone, Biometrika 1994, with the differences of 2×2 cells as the finest details. Textured images come
-    out too high. None below 8×8 pixels.
+    `texture` is their energy in low over that in high frequencies: about 1 where there is white noise alone.
     """
-    height, width = (side // 2 * 2 for side in noisy.shape[:2])
-    if min(height, width) < PATCH:
-        return None
-    y = noisy[:height, :width].astype(np.float64)
-    details = (y[::2, ::2] - y[1::2, ::2] - y[::2, 1::2] + y[1::2, 1::2]) / 2
-    return float(np.median(np.abs(details))) / 0.6745
+
+    mean: float
+    variance: float
+    count: int
+    texture: float
+    doubt: float = 0.0  # relative error of the variance, where texture had to be taken off
 
 
-def _by_intensity(noisy: Pixels, low: float, high: float) -> tuple[list[float], list[float]]:
-    """Mean and noise variance of groups of patches of like intensity, of means between `low` and `high`."""
-    image = noisy.reshape(*noisy.shape[:2], -1)
+def curve(channel: Pixels, most: int = MOST_PATCHES) -> list[Group]:
+    """The noise of a channel (H, W) at several intensities, by at most about `most` patches; none where all are constant."""
+    windows = np.lib.stride_tricks.sliding_window_view(channel, (PATCH, PATCH))
+    every = max(1, math.ceil(math.sqrt(windows.shape[0] * windows.shape[1] / most)))
+    every += every % 2 == 0  # odd, so that neither phase of a 2-pixel pattern is left out
+    patches = windows[::every, ::every].reshape(-1, PATCH * PATCH).astype(np.float32)
+    patches = patches[patches.max(axis=1) > patches.min(axis=1)]  # constant ones are padding, or cut off
+    if len(patches) == 0:
+        return []
+    means = patches.mean(axis=1)
+    basis, frequencies = _cosines()
+    energies = np.square((patches - means[:, None]) @ basis.T)
+    is_high = frequencies >= HIGH_FROM
+    in_low = energies[:, ~is_high].mean(axis=1)
+    in_high = energies[:, is_high]
+    at_top = frequencies[is_high] >= TOP_FROM
+    order: npt.NDArray[np.intp] = np.argsort(means, kind="stable")
     found = []
-    for channel in range(image.shape[2]):
-        windows = np.lib.stride_tricks.sliding_window_view(image[..., channel], (PATCH, PATCH))
-        tops, lefts = windows.shape[:2]
-        every = max(2, math.ceil(math.sqrt(tops * lefts * image.shape[2] / MOST_PATCHES)))
-        every += every % 2 == 0 and every > 2
-        patches = windows[::every, ::every].reshape(-1, PATCH * PATCH)
-        middles = np.median(patches, axis=1)
-        spread = np.median(np.abs(patches - middles[:, None]), axis=1) / 0.6745
-        furthest = np.maximum(patches.max(axis=1) - middles, middles - patches.min(axis=1))
-        ordinary = (furthest <= FURTHEST * spread) | (spread == 0)
-        found.append(patches[(middles > low) & (middles < high) & ordinary])
-    chosen: npt.NDArray[np.float64] = np.concatenate(found).astype(np.float64)
-    groups = min(MOST_GROUPS, len(chosen) // PATCHES_A_GROUP)
-    if groups < 3:
-        return [], []
-    order: npt.NDArray[np.intp] = np.argsort(chosen.mean(axis=1), kind="stable")
-    means, variances = [], []
-    for members in np.array_split(order, groups):
-        group: npt.NDArray[np.float64] = chosen[members]
-        variance = noise_variance(group)
-        if variance is not None:
-            means.append(float(group.mean()))
-            variances.append(variance)
-    return means, variances
+    for members in np.array_split(order, max(1, min(MOST_GROUPS, len(patches) // PATCHES_A_GROUP))):
+        flattest = members[np.argsort(in_low[members], kind="stable")]
+        chosen: Group | None = None
+        for share in SHARES:
+            part = flattest[: max(LEAST_PATCHES, int(share * len(flattest)))]
+            variance = float(np.median(in_high[part].mean(axis=0, dtype=np.float64)))
+            texture = float(in_low[part].mean(dtype=np.float64)) / max(variance, 1e-30)
+            group = Group(float(means[part].mean(dtype=np.float64)), variance, len(part), texture)
+            if chosen is not None and (texture > FLAT or variance > (1 + OF_TEXTURE) ** 2 * chosen.variance):
+                break
+            chosen = group
+        if chosen is not None and chosen.texture > TEXTURED:
+            part = in_high[flattest[: chosen.count]].mean(axis=0, dtype=np.float64)
+            top, others = float(part[at_top].mean()), float(part[~at_top].mean())
+            variance = min(chosen.variance, max((top - FALL * others) / (1 - FALL), 0.1 * top))
+            chosen = replace(chosen, variance=variance, doubt=DOUBT * math.log(chosen.variance / max(variance, 1e-30)))
+        if chosen is not None and chosen.variance > 0:
+            found.append(chosen)
+    return found
 
 
-def _line(means: list[float], variances: list[float], sigma: float) -> tuple[float, float]:
-    """Gain and offset; (0, σ²) where a line says no more than one level does."""
-    level = sigma**2
-    if len(means) < 3 or max(means) - min(means) <= 0:
+@functools.cache
+def _cosines() -> tuple[Pixels, npt.NDArray[np.intp]]:
+    """The two-dimensional cosine transform of a patch but its mean, (63, 64), and its frequencies i + j."""
+    one = dct(np.eye(PATCH), axis=0, norm="ortho")
+    frequencies = np.add.outer(np.arange(PATCH), np.arange(PATCH)).ravel()
+    return np.kron(one, one)[1:].astype(np.float32), frequencies[1:]
+
+
+def _clear(groups: list[Group], low: float, high: float) -> list[Group]:
+    """Those that are clear of the ends where noise was cut off, if they are not too few to tell."""
+    found = [group for group in groups if min(group.mean - low, high - group.mean) > CLEAR * math.sqrt(group.variance)]
+    return found if len(found) >= max(1, len(groups) // 4) else []
+
+
+def line(groups: Sequence[Group]) -> tuple[float, float]:
+    """Gain and offset of the noise of several groups; (0, σ²) where a line says no more than one level does."""
+    x, v = (np.array([getattr(group, name) for group in groups]) for name in ("mean", "variance"))
+    counted = np.sqrt(2 / (np.array([group.count for group in groups]) * INDEPENDENT))
+    errors = counted + 2 * OF_TEXTURE + np.array([group.doubt for group in groups])
+    weights = 1 / (1 + (np.maximum(0, np.array([group.texture for group in groups]) - TEXTURED) / 0.3) ** 2)
+    least = 1e-3 * float(v.min())
+
+    def away(gain: float, offset: float) -> Floats:
+        distances: Floats = (np.log(v) - np.log(np.maximum(gain * x + offset, least))) / errors
+        return distances
+
+    def cost(gain: float, offset: float) -> float:
+        d = away(gain, offset)
+        return float((weights * np.minimum(d**2, np.where(d > 0, TOO_HIGH, TOO_LOW))).sum())
+
+    level = min(v.tolist(), key=lambda value: cost(0, value))
+    for _ in range(5):
+        near = weights / errors**2 * (np.abs(away(0, level)) < 3)
+        if near.sum() > 0:
+            level = math.exp(float((near * np.log(v)).sum() / near.sum()))
+    span = float(np.ptp(x))
+    slopes = [
+        ((v[j] - v[i]) / (x[j] - x[i]), i)
+        for i in range(len(x))
+        for j in range(len(x))
+        if x[j] - x[i] > 0.15 * span and v[j] > 1.1 * v[i]
+    ]
+    if len(x) < 3 or not slopes:
         return 0.0, level
-    x, v = np.array(means), np.array(variances)
-    weights = 1 / np.maximum(v, np.median(v) * 0.05 + 1e-20)
-    for _ in range(5):  # textured groups come out too high: they lose their weight
-        gain, offset = (float(value) for value in np.polyfit(x, v, 1, w=weights))
-        fitted = np.maximum(gain * x + offset, 0.05 * np.median(v) + 1e-20)
-        ratio = v / fitted
-        weights = np.where(ratio > 1, 1 / (1 + 20 * (ratio - 1) ** 2), 1.0) / fitted
-    least, greatest = gain * x.min() + offset, gain * x.max() + offset
-    if gain <= 0 or greatest < 1.5 * max(least, 0.0):
-        return 0.0, level
-    constant = max(float(np.median(v)), 1e-20)
-    scatter = float(np.median(np.abs(np.log(np.maximum(v, 1e-20) / fitted))))
-    if scatter > 0.6 * float(np.median(np.abs(np.log(np.maximum(v, 1e-20) / constant)))):
-        return 0.0, level
-    return gain, offset
+    gain, offset = min(((slope, v[i] - slope * x[i]) for slope, i in slopes), key=lambda found: cost(*found))
+    for _ in range(8):
+        near = weights / (errors * np.maximum(gain * x + offset, least)) ** 2 * (np.abs(away(gain, offset)) < 4)
+        if np.count_nonzero(near) < 3:
+            break
+        slope, intercept = (float(value) for value in np.polyfit(x, v, 1, w=np.sqrt(near)))
+        if slope <= 0:
+            break
+        gain, offset = slope, intercept
+    along = np.maximum(gain * x + offset, least)
+    on_it = float((weights * (np.abs(away(gain, offset)) < 3)).sum() / weights.sum())
+    closer, apart = cost(gain, offset), cost(0, level)
+    told = along.max() >= LEAST_LINE * along.min() and on_it >= ON_THE_LINE
+    return (gain, offset) if told and closer < min(0.5 * apart, apart - FURTHER) else (0.0, level)
+
+
+def by_details(noisy: Pixels) -> float:
+    """The level of Gaussian noise by the median of diagonal differences (H, W) or (H, W, C), at least 2×2.
+
+    For images of too few patches, and to compare frames with. Donoho and Johnstone, Biometrika 1994, with the differences
+    of 2×2 cells as the finest details. Textured images come out too high; constant cells do not count.
+    """
+    height, width = (side // 2 for side in noisy.shape[:2])
+    cells = noisy[: 2 * height, : 2 * width].reshape(height, 2, width, 2, -1)
+    every = math.ceil(math.sqrt(noisy.size / MOST_DETAILS))
+    y: Floats = cells[::every, :, ::every].astype(np.float64)
+    details = np.abs(y[:, 0, :, 0] - y[:, 1, :, 0] - y[:, 0, :, 1] + y[:, 1, :, 1]) / 2
+    changing = details[y.max(axis=(1, 3)) > y.min(axis=(1, 3))]
+    return float(np.median(changing)) / 0.6745 if changing.size else 0.0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,21 +13,22 @@ from torch import Tensor
 from denoise_core.device import Device
 from denoise_core.methods import OnStep, Pixels, Step
 from denoise_core.methods.zs_fit.application import estimated, to_tensor
-from denoise_core.methods.zs_fit.noise_level import NoiseLevel, Stabiliser, estimate, thinned
-from denoise_core.methods.zs_fit.pairs import Pair, held_out_errors, recorrupt
+from denoise_core.methods.zs_fit.channels import least_noise
+from denoise_core.methods.zs_fit.noise_level import NoiseLevel, Stabiliser, by_details, estimate, thinned
+from denoise_core.methods.zs_fit.pairs import Pair, recorrupt, wins
 
 LEAST_SIDE = 64  # of an image that a network is fitted to
 WINDOW_SIDE = 256
 MOST_CHANNELS = 8  # of frames that are estimated together, times channels
-NO_NOISE = 1 / 3000  # of the image's range: less noise than that is left alone
 MOST_CLIPPED = 0.005  # of the pixels; above it, recorrupted windows do not stand for the image: no network is fitted
-BELOW_A_STEP = 0.75  # steps between values: what is less is rounding, or texture taken for noise
 CUT_OFF_REACH = 1  # pixels around one where noise was cut off that do not count either
-DARK, LEAST_PHOTONS = (
-    5.0,
-    3.0,
-)  # the percentile of the noisy pixels that has to have so many photons, read noise included
+DARK = 5.0  # the percentile of the noisy pixels that has to have ...
+STEPS = 1.5  # between values, of noise that recorruption may take for continuous
+LEAST_PHOTONS = 3.0  # ... so many photons, read noise included
 FRAMES_LOOKED_AT = 8
+LEAST_LOOKED_AT, DETAILS_OF = 1024, 512  # pixels of frames that tell, and the side of what is looked at in each
+BLOCK = 32  # side of the blocks by which frames together are held against frames alone
+SAME_NOISE = 0.85  # of √2: frames whose difference has less noise than this share some of it
 MOST_UNLIKE = 1.6  # between the noise levels of frames that are taken for one stack
 
 
@@ -39,20 +42,24 @@ class Prepared:
     device: Device
 
     @property
-    def can_be_fitted_to(self) -> bool:
-        """Whether its windows are large enough, and their noise, once stabilised, is what recorruption takes it for.
+    def not_fitted_to(self) -> str | None:
+        """Why no network is fitted to it, if none is: its noise, once stabilised, is not what recorruption takes it for.
 
         Not where much of it was cut off. And not where a part of the image has too few photons: their noise stays below
         variance 1 there, recorrupted copies are no longer independent, and fits and their judgement go wrong together.
         """
-        if min(self.noisy.shape[1:3]) < LEAST_SIDE or self.noise.clipped > MOST_CLIPPED:
-            return False
+        if min(self.noisy.shape[1:3]) < LEAST_SIDE:
+            return f"smaller than {LEAST_SIDE} pixels"
+        if self.noise.clipped > MOST_CLIPPED:
+            return f"noise was cut off at an end of the range in {100 * self.noise.clipped:.2g} % of the pixels"
         if self.noise.gain == 0:
-            return True
+            fine = self.stabiliser.spread >= STEPS * self.noise.step
+            return None if fine else "its noise is hardly more than the steps between values"
         dark = float(np.percentile(thinned(self.noisy), DARK))
-        return (dark - self.stabiliser.black) / self.stabiliser.gain + self.stabiliser.spread >= LEAST_PHOTONS
+        enough = (dark - self.stabiliser.black) / self.stabiliser.gain + self.stabiliser.spread >= LEAST_PHOTONS
+        return None if enough else f"less than {LEAST_PHOTONS:g} photons in its dark parts"
 
-    def best_window(self, generator: torch.Generator) -> int:
+    def best_window(self, generator: torch.Generator, on_step: OnStep) -> int:
         """How many frames to estimate together: one, or as many as fit, whichever has the lower held-out loss."""
         frames, height, width, channels = self.noisy.shape
         most = min(frames, max(1, MOST_CHANNELS // channels))
@@ -63,11 +70,21 @@ class Prepared:
         top, left = max(0, height - side) // 2, max(0, width - side) // 2
         z, valid = self._tensors(self.noisy[start : start + most, top : top + side, left : left + side])
         noise = torch.randn(z.shape, generator=generator).to(z.device)
-        losses = {}
-        for window in (1, most):
-            pairs = recorrupt(z, valid, noise, lambda x, n=window: estimated(x, n), range(most))  # type: ignore[misc]
-            losses[window] = float(np.mean([float(held_out_errors(pair, pair.estimate).mean()) for pair in pairs]))
-        return min(losses, key=lambda window: losses[window])
+        differences = (z[1:] - z[:-1]).permute(0, 2, 3, 1).cpu().numpy()
+        if min(by_details(difference) for difference in differences) < SAME_NOISE * math.sqrt(2):
+            return 1  # recorrupting would not show that the frames' noise is partly the same
+        errors = []
+        for done, window in enumerate((1, most)):
+
+            def estimate_of(x: Tensor, window: int = window, done: int = done) -> Tensor:
+                return estimated(x, window, lambda: on_step(Step(done, 2, None)))
+
+            pairs = recorrupt(z, valid, noise, estimate_of, range(most))
+            missed = torch.cat([((pair.estimate - pair.target).square() * pair.valid).mean(dim=0) for pair in pairs])
+            down, across = (side // BLOCK for side in missed.shape)
+            blocks = missed[: down * BLOCK, : across * BLOCK].reshape(down, BLOCK, across, BLOCK)
+            errors.append(blocks.mean(dim=(1, 3)).flatten())
+        return most if wins(errors[1], errors[0]) else 1
 
     def pairs(
         self, number: int, copies: int, *, window: int, generator: torch.Generator, on_step: OnStep
@@ -82,10 +99,10 @@ class Prepared:
         number = min(number, frames * (height // tall) * (width // wide))
         copies = max(copies, wanted // number // 2)
         pairs: list[Pair] = []
-        done = 0
+        done = copy = 0
 
         def check() -> None:
-            on_step(Step(done * copies, number * copies, None))
+            on_step(Step(done * copies + copy, number * copies, None))
 
         for done in range(number):
             draws = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
@@ -106,22 +123,22 @@ class Prepared:
         return to_tensor(self.stabiliser.forward(part)).to(self.device.name), valid.to(self.device.name)
 
 
-def prepare(noisy: Pixels, device: Device) -> tuple[NoiseLevel | None, Prepared | None]:
-    """The noise of a stack (F, H, W, C), None where it is too small to tell; and the stack made ready, if it has noise."""
-    noise = noise_of(noisy)
+def prepare(noisy: Pixels, levels: Sequence[NoiseLevel], device: Device) -> tuple[NoiseLevel | None, Prepared | None]:
+    """The noise of a stack (F, H, W, C) from that of its frames, None where these are too small to tell.
+
+    And the stack made ready, if it has noise.
+    """
+    noise = noise_of(levels)
     if noise is None:  # not one patch
         return None, None
     some = thinned(noisy)
-    low, high = (float(value) for value in np.percentile(some, (0.1, 99.9)))
-    least = max(NO_NOISE * (high - low), BELOW_A_STEP * noise.step, float(np.finfo(np.float32).tiny))
-    if not noise.sigma(float(some.mean(dtype=np.float64))) > least:
+    if not noise.sigma(float(some.mean(dtype=np.float64))) > least_noise(noise, some):
         return noise, None
     return noise, Prepared(noisy, noise, Stabiliser.of(noise, noisy), device)
 
 
-def noise_of(noisy: Pixels) -> NoiseLevel | None:
-    """The noise of a stack (F, H, W, C), from some of its frames; None where they are too small to tell."""
-    found = noise_of_frames(noisy)
+def noise_of(found: Sequence[NoiseLevel]) -> NoiseLevel | None:
+    """The noise of a stack whose frames have these; None where there are none."""
     if not found:
         return None
     poisson = [level for level in found if level.gain > 0]
@@ -140,8 +157,33 @@ def noise_of_frames(noisy: Pixels) -> list[NoiseLevel]:
     return [level for level in levels if level is not None]
 
 
-def alike(noisy: Pixels) -> bool:
+def alike(noisy: Pixels, levels: Sequence[NoiseLevel]) -> bool:
     """Whether the noise of a stack's frames is of one level, as far as some of them tell."""
     middle = float(thinned(noisy).mean(dtype=np.float64))
-    sigmas = [level.sigma(middle) for level in noise_of_frames(noisy)]
+    sigmas = [level.sigma(middle) for level in levels]
     return len(sigmas) < 2 or max(sigmas) <= MOST_UNLIKE * min(sigmas)
+
+
+def unlike(noisy: Pixels) -> list[int]:
+    """The frames of a stack (F, H, W, C) whose noise is of another level than that of most: each is looked at."""
+    frames, height, width, _ = noisy.shape
+    if frames < 3 or height * width < LEAST_LOOKED_AT:
+        return []
+    quick = np.array([by_details(frame[:DETAILS_OF, :DETAILS_OF]) for frame in noisy])
+    middle = float(np.median(quick[quick > 0])) if (quick > 0).any() else 0.0
+    if middle == 0:
+        return []
+    ratios = np.maximum(quick, 1e-30) / middle
+    suspects = np.flatnonzero((quick > 0) & (np.maximum(ratios, 1 / ratios) > MOST_UNLIKE))
+    others = [i for i in range(frames) if i not in set(suspects.tolist())]
+    if not others or not len(suspects):
+        return []
+    usual = noise_of(noise_of_frames(noisy[others]))
+    found = []
+    for i in suspects.tolist():  # it may be no more than brighter, or of a finer texture
+        level, mean = estimate(noisy[i]), float(noisy[i].mean())
+        if level is not None and usual is not None:
+            here, there = max(level.sigma(mean), 1e-30), max(usual.sigma(mean), 1e-30)
+            if max(here / there, there / here) > MOST_UNLIKE:
+                found.append(i)
+    return found

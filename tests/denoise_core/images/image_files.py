@@ -30,6 +30,23 @@ def picture(*shape: int, dtype: str = "uint8", seed: int = 0) -> NDArray[Any]:
     return np.clip(waves * top + generator.normal(0, 0.02 * top, shape), 0, top).astype(dtype)
 
 
+def anything(dtype: Any, *shape: int, seed: int = 0) -> NDArray[Any]:
+    """Random values from all over the dtype's range; floats around 0."""
+    generator = np.random.default_rng(seed)
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return generator.normal(0, 1000, shape).astype(kind)
+    limits = np.iinfo(kind)
+    return generator.integers(limits.min, limits.max, shape, kind, endpoint=True)
+
+
+def off_by_one(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Integers of which one is another: what is not the source's is coded anew."""
+    other = pixels.copy()
+    other.reshape(-1)[0] ^= 1
+    return other
+
+
 def chunk(kind: bytes, body: bytes = b"") -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
@@ -108,6 +125,34 @@ def tiff(pixels: NDArray[Any], **options: Any) -> bytes:
     with tifffile.TiffWriter(file, **{name: options.pop(name) for name in names if name in options}) as writer:
         writer.write(pixels, **options)
     return file.getvalue()
+
+
+PLACES = {"StripOffsets", "StripByteCounts", "TileOffsets", "TileByteCounts"}
+
+
+def _listed(value: Any) -> Any:
+    """Arrays as lists, so that they can be compared."""
+    if isinstance(value, dict):
+        return {key: _listed(each) for key, each in value.items()}
+    return [_listed(each) for each in value] if isinstance(value, list | np.ndarray) else value
+
+
+def facts(data: bytes) -> dict[str, Any]:
+    """What tifffile says of a file, but where its pixels lie."""
+    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+        series = tif.series[0]
+        pages = [tifffile.TiffPage(tif, index=n) for n in range(len(tif.pages)) if tif.pages._seek(n)]
+        return {
+            "order": tif.byteorder,
+            "big": tif.is_bigtiff,
+            "series": len(tif.series),
+            "axes": series.get_axes(squeeze=False),
+            "shape": series.get_shape(squeeze=False),
+            "kind": series.kind,
+            "imagej": _listed(tif.imagej_metadata),
+            "ome": tif.ome_metadata,
+            "tags": [{t.name: repr(t.value) for t in p.tags.values() if t.name not in PLACES} for p in pages],
+        }
 
 
 def by_pillow(data: bytes) -> Pillow.Image:

@@ -184,3 +184,12 @@ def test_what_is_refused(data: bytes, words: str) -> None:
 
 def test_bytes_after_the_end_do_no_harm() -> None:
     assert np.array_equal(images.decode(GOOD + b"tail", max_pixels=LIMIT).pixels, picture(40, 40, 3))
+
+
+def test_the_software_is_a_text() -> None:
+    data = png(picture(20, 30), before=chunk(b"tEXt", b"Software\0a microscope"))
+    image = images.decode(data, max_pixels=LIMIT)
+    written = images.encode(image, image.pixels, software="denoise-flows 1")
+    told = [body for kind, body in chunks(written) if kind == b"tEXt"]
+    assert told == [b"Software\0a microscope", b"Software\0denoise-flows 1"]
+    assert np.array_equal(np.asarray(by_pillow(written)), image.pixels)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from image_files import DATA, ICC, LIMIT, by_pillow, picture, tiff
+from image_files import DATA, ICC, LIMIT, anything, by_pillow, facts, off_by_one, picture, tiff
 
 from denoise_core import images
 from denoise_core.images import Header, ImageError
@@ -165,8 +165,9 @@ def test_jpeg_in_tiff(photometric: str, layout: dict[str, Any], subsampling: tup
     data = tiff(source, photometric=photometric, compression="jpeg", compressionargs={"level": 92}, **layout, **options)
     image = images.decode(data, max_pixels=LIMIT)
     assert np.array_equal(image.pixels, tifffile.imread(io.BytesIO(data)))
-    written = images.encode(image, image.pixels)
+    written = images.encode(image, off_by_one(image.pixels))
     assert tags(written) == tags(data)
+    assert images.encode(image, image.pixels) == data
     again = tifffile.imread(io.BytesIO(written))
     assert again.shape == source.shape
     assert np.abs(again.astype(int) - image.pixels).mean() < 4
@@ -176,7 +177,7 @@ def test_a_file_does_not_grow_where_the_pixels_compress_as_well() -> None:
     source = picture(100, 100)
     data = tiff(source, compression="zlib", rowsperstrip=10)
     image = images.decode(data, max_pixels=LIMIT)
-    assert len(images.encode(image, source)) < 1.01 * len(data)
+    assert len(images.encode(image, source[::-1])) < 1.01 * len(data)
     assert len(images.encode(image, np.zeros_like(source))) < len(data) / 2
 
 
@@ -206,30 +207,25 @@ def test_without_byte_counts_as_old_writers_leave_it() -> None:
 GREY = picture(32, 32)
 PLAIN = tiff(GREY, rowsperstrip=8)
 REAL = sorted((DATA / "tiff_variety").glob("*.tif")) + sorted((DATA / "tirf").glob("*.tif"))
-REFUSED = {
-    "viv_ome_multi-channel.ome.tif": "a multi-channel image with axes CYX and shape (3, 167, 439)",
-    "xy_float__h2b_bg_corr.tif": "32-bit floating-point",
-    "xyc_16bit__nuclei_golgi.tif": "a multi-channel image with axes CYX and shape (2, 220, 204)",
-    "xyzc_16bit__spots.tif": "a stack with axes ZCYX and shape (17, 2, 88, 89)",
-}
 
 
 @pytest.mark.skipif(not REAL, reason="the shared data are not there")
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.name)
-def test_real_files(path: Path, tmp_path: Path) -> None:
+def test_real_files(path: Path) -> None:
     data = path.read_bytes()
-    if path.name in REFUSED:
-        for call in (lambda: images.decode(data, max_pixels=LIMIT), lambda: images.read_header(path, max_pixels=LIMIT)):
-            with pytest.raises(ImageError) as caught:
-                call()
-            assert REFUSED[path.name] in str(caught.value)
-            assert "supported" in str(caught.value)
-        return
+    source = tifffile.imread(path)
     image = images.decode(data, max_pixels=LIMIT)
-    if image.header.frames > 1:
-        return  # test_tiff_stacks.py has those
+    assert images.read_header(path, max_pixels=LIMIT) == image.header
+    with tifffile.TiffFile(path) as tif:
+        assert image.axes == tif.series[0].axes
+    assert image.pixels.dtype == source.dtype
+    assert np.array_equal(image.pixels, source)
     assert images.encode(image, image.pixels) == data
-    check(data, tifffile.imread(path), tmp_path)
+    other = anything(source.dtype, *source.shape)
+    written = images.encode(image, other)
+    assert np.array_equal(tifffile.imread(io.BytesIO(written)), other)
+    assert facts(written) == facts(data)
+    assert len(written) == len(data) or path.name == "stardist_img3d.tif"  # which is deflated
 
 
 def edited(data: bytes, name: str, value: int, index: int = 0) -> bytes:
@@ -257,11 +253,11 @@ def many_tags() -> bytes:
     return bytes(out)
 
 
-def pyramid() -> bytes:
+def sub_image(page: np.ndarray, sub: np.ndarray) -> bytes:
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
-        writer.write(picture(64, 64), subifds=1, tile=(16, 16))
-        writer.write(picture(32, 32), subfiletype=1, tile=(16, 16))
+        writer.write(page, subifds=1)
+        writer.write(sub)
     return file.getvalue()
 
 
@@ -283,14 +279,13 @@ def big_header(side: int) -> bytes:
         (tiff(picture(9, 9), photometric="palette", colormap=np.zeros((3, 256), np.uint16)), "palette"),
         (tiff(picture(9, 9, 4), photometric="separated"), "CMYK"),
         (tiff(picture(9, 9) > 99), "1-bit"),
-        (tiff(picture(9, 9).astype(np.float32)), "32-bit floating-point"),
-        (tiff(picture(9, 9).astype(np.float16)), "16-bit floating-point"),
-        (tiff(picture(9, 9).astype(np.int16)), "16-bit signed"),
-        (tiff(picture(9, 9).astype(np.uint32)), "32-bit samples"),
         (tiff(picture(9, 9), bitspersample=8, compression="lzma"), "LZMA"),
-        (tiff(picture(9, 9, 3).transpose(2, 0, 1).copy(), imagej=True, metadata={"axes": "CYX"}), "axes CYX"),
-        (tiff(picture(9, 9, 2), photometric="minisblack", planarconfig="contig"), "2 grey samples"),
-        (pyramid(), "pyramid"),
+        (tiff(picture(9, 9).astype(np.uint64)), "64-bit unsigned samples"),
+        (tiff(picture(9, 9).astype(np.int64)), "64-bit signed samples"),
+        (tiff(picture(9, 9).astype(np.complex64)), "64-bit complex samples"),
+        (tiff(picture(9, 9, 5), photometric="rgb", planarconfig="contig"), "5 RGB samples"),
+        (sub_image(picture(64, 64), picture(64, 64)), "2 images in one file"),
+        (sub_image(picture(64, 64), picture(32, 32, dtype="uint16")), "2 images in one file"),
         (two_sizes(), "2 images in one file"),
         (circular(), "circle"),
         (many_tags(), "tags"),

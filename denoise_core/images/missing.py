@@ -1,0 +1,38 @@
+"""Pixels that hold no number: NaN and infinity, as masks and background corrections leave them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+
+def fill_missing(plane: NDArray[Any], missing: NDArray[np.bool_]) -> NDArray[Any]:
+    """A plane (H, W, C) with numbers where `missing` (H, W, C) says that there are none.
+
+    Each is the mirror image at the edge of the region that it lies in: noise goes on there as it is beside it, and no
+    estimate of it is led astray. Where the mirror image is missing too, a pixel of the plane is drawn by a fixed seed. A
+    channel without any number becomes 0.
+    """
+    filled = plane.copy()
+    for channel in range(plane.shape[2]):
+        holes = missing[..., channel]
+        if holes.all():
+            filled[..., channel] = 0
+        elif holes.any():
+            filled[..., channel][holes] = _mirrored(plane[..., channel], holes)
+    return filled
+
+
+def _mirrored(plane: NDArray[Any], holes: NDArray[np.bool_]) -> NDArray[Any]:
+    """Values for the holes of a plane (H, W), in the order of their positions."""
+    at = np.argwhere(holes)
+    nearest = ndimage.distance_transform_edt(holes, return_distances=False, return_indices=True)[:, holes].T
+    beyond = 2 * nearest - at
+    inside = ((beyond >= 0) & (beyond < plane.shape)).all(axis=1)
+    beyond[~inside] = 0
+    known = inside & ~holes[tuple(beyond.T)]
+    drawn: NDArray[Any] = np.random.default_rng(0).choice(plane[~holes], len(at))
+    return np.where(known, plane[tuple(beyond.T)], drawn)

@@ -1,0 +1,70 @@
+"""The tag Software of a TIFF's first page: what was done is added to what it says."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+from denoise_core.images.tiff_directories import Directory, Source, Tag, open_source, put
+
+_SOFTWARE, _ASCII = 305, 2
+# The index of these files says where each directory stands: none can move.
+_INDEXED = (51123,)  # Micro-Manager
+
+
+def add_software(out: io.BytesIO, text: str) -> None:
+    """Append `text` to the tag, or add the tag; every other tag and value stays.
+
+    A directory without the tag has no room for it: it is written anew at the end of the file, and the file's header points
+    there. Nothing is done where that cannot be: the file would be larger than its offsets can say, or holds an index of its
+    directories.
+    """
+    source = open_source(out)
+    directory = source.directory(source.first)
+    tag = directory.tags.get(_SOFTWARE)
+    room = len(text) + 4096 + (directory.end - directory.start)
+    if not source.big and source.size + room >= 1 << 32:
+        return
+    if tag is None:
+        if not any(code in directory.tags for code in _INDEXED):
+            _add_tag(out, source, directory, text)
+        return
+    before = source.raw(tag).partition(b"\0")[0]
+    between = b"\n" if b"\n" in before else b"; "  # some programs keep lines of settings here
+    _set_text(out, source, tag, before + between + text.encode("ascii") if before else text.encode("ascii"))
+
+
+def _set_text(out: io.BytesIO, source: Source, tag: Tag, text: bytes) -> None:
+    """Make the text a tag's value: at the end of the file, or in the entry if it fits."""
+    kind, inline = ("HHQ", 8) if source.big else ("HHI", 4)
+    data = text + b"\0"
+    value = data.ljust(inline, b"\0")
+    if len(data) > inline:
+        at = _end(out)
+        put(out, at, data)
+        value = struct.pack(source.order + kind[-1], at)
+    put(out, tag.entry_at, struct.pack(source.order + kind, _SOFTWARE, _ASCII, len(data)) + value)
+
+
+def _add_tag(out: io.BytesIO, source: Source, directory: Directory, text: str) -> None:
+    """The directory once more at the end of the file, with an entry for the tag."""
+    count_form, step, link_form = ("Q", 20, "Q") if source.big else ("H", 12, "I")
+    head = struct.calcsize("<" + count_form)
+    number = struct.unpack(source.order + count_form, source.read(directory.start, head))[0]
+    entries = source.read(directory.start + head, number * step)
+    each = [entries[at : at + step] for at in range(0, len(entries), step)]
+    place = sum(struct.unpack(source.order + "H", entry[:2])[0] < _SOFTWARE for entry in each)
+    each.insert(place, bytes(step))
+    link = source.read(directory.start + head + number * step, struct.calcsize("<" + link_form))
+    at = _end(out)
+    put(out, at, struct.pack(source.order + count_form, number + 1) + b"".join(each) + link)
+    put(out, 8 if source.big else 4, struct.pack(source.order + link_form, at))
+    _set_text(out, source, Tag(_ASCII, 0, 0, at + head + place * step), text.encode("ascii"))
+
+
+def _end(out: io.BytesIO) -> int:
+    """The end of the file, at an even byte."""
+    end = out.seek(0, io.SEEK_END)
+    if end % 2:
+        put(out, end, b"\0")
+    return end + end % 2

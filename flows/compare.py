@@ -1,0 +1,351 @@
+"""The flow of a comparison: every method at every noise is a run of its own, and what they found makes one table."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from denoise_core import __version__
+from denoise_core.device import choose
+from flows import preflight
+from flows.compare_config import CompareConfig
+from flows.config import MOST_SLOTS, OnExisting, RunConfig
+from flows.denoise_directory import ending_gently, only_run, run_into, share
+from flows.errors import StartError
+from flows.progress import Progress, announce, as_part_of, slug, told
+from tasks import comparison, ledger
+from tasks import scan as scanning
+from tasks.comparison import Cell
+from tasks.comparison_page import PAGE, SHEET, write_summary
+from tasks.faults import Interrupted, interrupt, sentence
+from tasks.published import beside
+from tasks.scan import Scan
+from tasks.table import DONE, FAILED, Row, text
+from tasks.work import Source
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell, its run, and the images that are still to do."""
+
+    cell: Cell
+    config: RunConfig
+    todo: int
+    done: int
+
+
+@dataclass(frozen=True)
+class CompareSummary:
+    """What became of a comparison; ``--json`` prints it."""
+
+    output: str
+    images: int
+    cells: int  # methods x noises x seeds
+    done: int  # images denoised by this run, over all cells
+    already_done: int
+    failed: int
+    interrupted: bool
+    seconds: float
+    lines: list[dict[str, Any]]  # the summary: a line for every noise and method
+    table: str
+    report: str
+    failures: list[dict[str, str]]  # of the first hundred
+
+
+@flow(
+    name="compare-cell",
+    flow_run_name="{config.title}",
+    description="One method at one noise.",
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_SLOTS + 1),  # type: ignore[arg-type]
+    persist_result=False,
+    validate_parameters=True,
+)
+def compare_cell(config: RunConfig) -> State[Any]:
+    """One method at one noise, as `denoise run` does it, without the page."""
+    return run_into(config, page=False)
+
+
+@flow(
+    name="compare",
+    flow_run_name="{config.title}",
+    description="Compare denoising methods on the same images and noise.",
+    persist_result=False,
+    validate_parameters=True,
+)
+def compare(config: CompareConfig) -> State[Any]:
+    """Every method of ``config`` at every noise and seed; see :class:`flows.compare_config.CompareConfig`.
+
+    The returned state is *Completed* when every image of every cell is done or explained by a row, *Failed* when a whole
+    cell broke, *Cancelled* when the user stopped it. Its data is a :class:`CompareSummary`.
+
+    Raises:
+        StartError: the comparison cannot start as configured.
+    """
+    started = time.perf_counter()
+    check(config)
+    output = config.output.resolve()
+    try:
+        with only_run(output, "cells"), ending_gently():
+            found = look(config)
+            if not found.todo:
+                raise StartError(f"INPUT: there is no image in {config.input} that can be read")
+            cells = plan(config, found)
+            cells, broken = _work_through(cells)
+            return _end(config, found, cells, broken, started)
+    except Interrupted:
+        return Cancelled(message="stopped by the user before anything was done")
+    finally:
+        interrupt.clear()  # it was this run's; a service runs the next flow in the same process
+
+
+def check(config: CompareConfig, *, writes: bool = True) -> None:
+    """Raise :class:`StartError` with one sentence where the comparison cannot start."""
+    for candidate in config.methods:
+        cell = config.cell(candidate, config.noises[0], config.seed)
+        # Whatever a run into the output itself would need, and for each method what it needs.
+        preflight.check(
+            cell.model_copy(update={"output": config.output}), writes=writes and candidate == config.methods[0]
+        )
+    for name in (comparison.TABLE, PAGE, SHEET, comparison.SUMMARY_CSV, comparison.SUMMARY_MD, comparison.PROTOCOL):
+        if (config.output / name).is_dir():
+            raise StartError(f"OUTPUT: the folder {config.output / name} is in the way: a file is wanted there")
+    cells = config.output / "cells"
+    if cells.exists() and not cells.is_dir():
+        raise StartError(f"OUTPUT: {cells} is in the way: a folder is wanted there")
+    if config.on_existing is OnExisting.ERROR and (config.output / comparison.TABLE).exists():
+        raise StartError(f"OUTPUT: {config.output} has an earlier comparison and --on-existing is error")
+
+
+def look(config: CompareConfig) -> Scan:
+    """The images of the input; what each cell has done of them is its own ledger's matter."""
+    return scanning.scan(
+        config.input.resolve(),
+        config.output.resolve(),
+        max_pixels=int(config.max_megapixels * 1e6),
+        config_digest="",
+        redo=True,
+        reference=None if config.reference is None else config.reference.resolve(),
+    )
+
+
+def plan(config: CompareConfig, found: Scan) -> list[Planned]:
+    """The cells in the order in which they are worked on: every method at one noise, then the next noise, then the next seed."""
+    planned = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        for noise in config.noises:
+            for candidate in config.methods:
+                run = config.cell(candidate, noise, seed)
+                cell = Cell(candidate, noise, seed, run.clip_noise, run.crop, run.output.resolve(), run.digest())
+                done = 0 if run.on_existing is OnExisting.OVERWRITE else _done(cell, found.todo)
+                planned.append(Planned(cell, run, len(found.todo) - done, done))
+    return planned
+
+
+def _done(cell: Cell, sources: Sequence[Source]) -> int:
+    rows = ledger.latest_rows(cell.output)
+    return sum(
+        ledger.is_done(
+            rows.get(text(source.name)),
+            source_sha256=source.sha256,
+            reference_sha256=source.reference_sha256,
+            config_digest=cell.config_digest,
+            output=cell.output,
+        )
+        for source in sources
+    )
+
+
+def _work_through(cells: list[Planned]) -> tuple[list[Planned], int]:
+    """Run the cells that have something to do; those cells again, broken ones with their error, and how many broke."""
+    whole = _Whole(cells)
+    ended: list[Planned] = []
+    broken = 0
+    for number, planned in enumerate(cells, start=1):
+        if interrupt.is_set() or not planned.todo:
+            ended.append(planned)
+            continue
+        cell = planned.cell
+        announce(f"{number} of {len(cells)}: {cell.candidate} at {cell.noise}, seed {cell.seed}: {planned.todo} images")
+        error: str | None = None
+        with whole.at(planned):
+            try:
+                state: Any = compare_cell(planned.config, return_state=True)
+                outcome: Any = state.result(raise_on_failure=False)
+            except Interrupted:
+                ended.append(planned)
+                continue
+        if isinstance(outcome, BaseException) and not interrupt.is_set():
+            error, broken = sentence(outcome), broken + 1
+            announce(f"{cell.candidate} at {cell.noise} broke off: {error}")
+        ended.append(replace(planned, cell=replace(cell, error=error)))
+    return ended, broken
+
+
+class _Whole:
+    """How far all cells are together; the time left by what an image of each method took so far."""
+
+    def __init__(self, cells: Sequence[Planned]) -> None:
+        self._left = [cell for cell in cells if cell.todo]
+        self._total = sum(cell.todo for cell in cells)
+        self._done = self._failed = 0
+        self._started = time.perf_counter()
+        self._seconds: dict[str, list[float]] = {}  # an image, by method, of the cells that have ended
+        self._stack = ExitStack()
+        self._now: Planned | None = None
+        self._cell_started = self._started
+        self._last: Progress | None = None
+
+    def at(self, planned: Planned) -> _Whole:
+        """The cell that is worked on while inside."""
+        self._now, self._last, self._cell_started = planned, None, time.perf_counter()
+        return self
+
+    def __enter__(self) -> None:
+        self._stack.enter_context(as_part_of(self.progress))
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        assert self._now is not None
+        self._left.remove(self._now)
+        if self._last is not None:
+            self._done, self._failed = self._done + self._last.done, self._failed + self._last.failed
+            seconds = (time.perf_counter() - self._cell_started) / self._now.todo
+            self._seconds.setdefault(self._now.cell.candidate, []).append(seconds)
+
+    def progress(self, cell: Progress) -> Progress:
+        """The progress of a cell as that of the whole."""
+        self._last = cell
+        seconds = time.perf_counter() - self._started
+        done, failed = self._done + cell.done, self._failed + cell.failed
+        return Progress(self._total, done, failed, cell.part, seconds, cell.waiting, self._seconds_left(cell))
+
+    def _seconds_left(self, cell: Progress) -> float | None:
+        known = {name: sum(values) / len(values) for name, values in self._seconds.items()}
+        assert self._now is not None
+        here = cell.seconds_left
+        if here is not None and cell.seconds > 0:
+            known.setdefault(self._now.cell.candidate, (cell.seconds + here) / cell.total)
+        if not known:
+            return None
+        usual = sum(known.values()) / len(known)
+        others = [planned for planned in self._left if planned is not self._now]
+        rest = sum(planned.todo * known.get(planned.cell.candidate, usual) for planned in others)
+        return rest + (here if here is not None else cell.total * known.get(self._now.cell.candidate, usual))
+
+
+def _end(config: CompareConfig, found: Scan, cells: list[Planned], broken: int, started: float) -> State[Any]:
+    """Write what the cells have found, and say how it ended."""
+    logger = get_run_logger()
+    root = config.output.resolve()
+    rows = comparison.rows_of(
+        [planned.cell for planned in cells],
+        root,
+        {text(source.name): source.sha256 for source in found.todo},
+        found.refused,
+    )
+    protocol = protocol_of(config, found)
+    provenance = {
+        "software": f"denoise-flows {__version__}",
+        "config": config.model_copy(update={"input": config.input.resolve(), "output": root}).to_toml(),
+        "protocol": json.dumps(protocol, ensure_ascii=False),
+    }
+    comparison.write(root / comparison.TABLE, rows, provenance)
+    lines, markdown = write_summary(root)
+    done = sum(row["status"] == DONE for row in rows)
+    failed = [row for row in rows if row["status"] == FAILED]
+    earlier = sum(planned.done for planned in cells)
+    summary = CompareSummary(
+        output=str(root),
+        images=len(found.todo),
+        cells=len(cells),
+        done=max(0, done - earlier),
+        already_done=earlier,
+        failed=len(failed),
+        interrupted=interrupt.is_set(),
+        seconds=round(time.perf_counter() - started, 3),
+        lines=[asdict(line) for line in lines],
+        table=str(root / comparison.TABLE),
+        report=str(root / PAGE),
+        failures=[{"source": _named(row), "error": row["error"]} for row in failed[:100]],
+    )
+    told(create_markdown_artifact, markdown=markdown, key=f"comparison-{slug(root.name)}", description=config.title)
+    logger.info("%d done, %d failed; %s", summary.done, summary.failed, summary.report)
+    if summary.interrupted:
+        return Cancelled(message=f"stopped by the user; {summary.done} done, the next run goes on", data=summary)
+    if broken:
+        return Failed(message=f"{broken} of {len(cells)} cells broke off", data=summary)
+    return Completed(message=f"{summary.done} done, {summary.failed} failed", data=summary)
+
+
+def _named(row: Row) -> str:
+    return f"{row['source']} ({row['candidate']} at {row['noise']}, seed {row['seed']})"
+
+
+def protocol_of(config: CompareConfig, found: Scan) -> dict[str, Any]:
+    """How the comparison was made, as plain JSON; ``notes`` says it in sentences."""
+    device = choose(config.device)
+    threads = {}
+    for candidate in config.methods:
+        run = config.cell(candidate, config.noises[0], config.seed)
+        one, slots = share(device, run)
+        threads[candidate] = f"{one.threads} thread{'s' * (one.threads != 1)} a fit, up to {slots} at once"
+    clipped = [noise for noise in config.noises if config.clips(noise)]
+    crop = "whole images" if config.crop is None else f"centre crops of {config.crop} × {config.crop} pixels"
+    noise = "The images have noise of their own and are scored against --reference."
+    if config.noise:
+        cut = "none of it clipped" if not clipped else f"clipped to the value range: {', '.join(clipped)}"
+        noise = (
+            f"Noise added to the clean images: {', '.join(config.noise)}; {cut}. It is drawn from the seed and the "
+            "image's path: the same for every method."
+        )
+    last = config.seed + config.seeds - 1
+    seeds = f"Seed {config.seed}" if config.seeds == 1 else f"Seeds {config.seed} to {last}"
+    alike = {what: [name for name in threads if threads[name] == what] for what in threads.values()}
+    how = "; ".join(what if len(alike) == 1 else f"{', '.join(names)}: {what}" for what, names in alike.items())
+    return {
+        "protocol": config.protocol.value,
+        "software": f"denoise-flows {__version__}",
+        "images": len(found.todo),
+        "crop": config.crop,
+        "noise": [{"noise": noise, "clipped": config.clips(noise)} for noise in config.noises],
+        "seeds": list(range(config.seed, last + 1)),
+        "methods": list(config.methods),
+        "against": config.compared_with,
+        "device": device.name,
+        "precision": device.precision,
+        "threads": threads,
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "packages": {name: version(name) for name in ("torch", "numpy", "scikit-image", "PyWavelets")},
+        "published": beside(
+            [source.name for source in found.todo],
+            [source.header.shape for source in found.todo],
+            config.noises,
+            crop=config.crop,
+            clips=config.clips,
+        ),
+        "notes": [
+            f"{len(found.todo)} images of {config.input.resolve().name}, {crop}.",
+            noise,
+            f"{seeds} for noise and fits. Every fit's last iterate: no clean image takes part in any choice.",
+            "The noise level is told to no method.",
+            "PSNR and SSIM of the pixels as they are written, rounded to the data type and clipped to its range, which is "
+            "the data range; PSNR over all pixels and channels, SSIM with a Gaussian window (σ 1.5), mean over channels. "
+            "Noisy images are scored unrounded.",
+            "Means are over the images that every method has done; ± is the standard deviation over images.",
+            "Seconds an image: fit and application on the wall, without reading, scoring, writing and waiting; of a "
+            "network for the whole directory, the image's share of its fit. Measured in this run, one method at a time: "
+            f"{device.name}, {device.precision}; {how}.",
+        ],
+    }

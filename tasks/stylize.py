@@ -1,0 +1,220 @@
+"""Step: paint an image in the manner of the run's style. What was painted is kept, and an earlier run's is taken as it is."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from prefect import task
+
+from denoise_core import __version__
+from denoise_core.errors import DenoiseError
+from denoise_core.images import ImageError, decode, encode, fill_missing, write_atomic
+from tasks import activity
+from tasks.faults import stop_if_interrupted
+from tasks.settings import Settings, Style
+from tasks.slots import hold_slot
+from tasks.steps import STEP
+from tasks.table import fill, text
+from tasks.work import Work, guarded
+
+if TYPE_CHECKING:
+    import style_core
+    from denoise_core.device import Device
+
+FOLDER = "stylized"
+MOST_STYLE_PIXELS = 100_000_000
+
+
+@task(name="stylize", **STEP)
+def stylize(work: Work, settings: Settings, *, step: str = "stylize") -> None:  # noqa: ARG001 - step names the task run
+    """Paint ``noisy``, in a slot of the device unless an earlier run has painted it."""
+    with guarded(work):
+        if _take_kept(work, settings):
+            return
+    with hold_slot(settings), guarded(work), activity.on(work.source.name):
+        _paint(work, settings)
+
+
+def paint(work: Work, settings: Settings) -> None:
+    """The same for a caller who holds the slot."""
+    with guarded(work):
+        if not _take_kept(work, settings):
+            _paint(work, settings)
+
+
+def _paint(work: Work, settings: Settings) -> None:
+    import style_core
+
+    if work.image is None or settings.style is None:
+        raise RuntimeError("the image was not loaded")
+    started = time.perf_counter()
+    targets = targets_of(settings.style, settings.device)
+    assert work.noisy is not None
+    image, frames = work.image, np.clip(work.noisy, 0, 1)
+    painted = np.empty_like(frames)
+    style_loss = content_loss = 0.0
+    steps = 0
+    channels = frames.shape[3]
+    colours = [slice(0, channels)] if channels in {1, 3} else [slice(c, c + 1) for c in range(channels)]
+    parts = [(number, part) for number in range(len(frames)) for part in colours]
+    for done, (number, part) in enumerate(parts):
+        found = style_core.stylize(
+            frames[number, ..., part],
+            targets,
+            keep_colours=settings.style.keep_colours,
+            max_side=settings.style.max_side,
+            seed=settings.seed,
+            threads=settings.device.threads,
+            on_step=functools.partial(_tell, work, done, len(parts)),
+        )
+        painted[number, ..., part] = found.pixels
+        steps += found.steps
+        style_loss += found.style_loss / len(parts)
+        content_loss += found.content_loss / len(parts)
+    facts = {
+        "style_loss": style_loss,
+        "content_loss": content_loss,
+        "style_steps": steps,
+        "style_seconds": time.perf_counter() - started,
+    }
+    pixels = work.stored(painted)
+    if settings.keeps_stylized:
+        # What goes on is what the file holds: a JPEG changes it a little.
+        data = encode(image, pixels)
+        write_atomic(_file(work, settings), data)
+        write_atomic(
+            _record(work, settings), json.dumps({**facts, "sha256": _sha256(data), "run_id": settings.run_id}).encode()
+        )
+        pixels = decode(data, max_pixels=settings.max_pixels).pixels
+    _go_on_with(work, settings, pixels, facts)
+
+
+def _take_kept(work: Work, settings: Settings) -> bool:
+    """Go on with what an earlier try or run painted of the same image in the same manner; whether there is such."""
+    if work.image is None:
+        raise RuntimeError("the image was not loaded")
+    if not settings.keeps_stylized:
+        return False
+    try:
+        facts = json.loads(_record(work, settings).read_bytes())
+        data = _file(work, settings).read_bytes()
+        if facts["sha256"] != _sha256(data) or (settings.redo and facts["run_id"] != settings.run_id):
+            return False
+        numbers = {name: float(facts[name]) for name in ("style_loss", "content_loss", "style_seconds")}
+        numbers["style_steps"] = int(facts["style_steps"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    _go_on_with(work, settings, decode(data, max_pixels=settings.max_pixels).pixels, numbers)
+    return True
+
+
+def _go_on_with(work: Work, settings: Settings, pixels: np.ndarray, facts: dict[str, Any]) -> None:
+    assert settings.style is not None
+    assert work.intensities is not None
+    noisy, missing = work.intensities.unit(pixels), work.intensities.missing
+    if missing is not None:
+        noisy = np.stack([fill_missing(*plane) for plane in zip(noisy, missing, strict=True)])
+    work.noisy, work.noisy_is_source = noisy, False
+    stylized = text(_file(work, settings).relative_to(settings.output).as_posix()) if settings.keeps_stylized else None
+    styles = " + ".join(text(path.name) for path in settings.style.images)
+    fill(work.row, style=styles, style_preset=settings.style.preset, stylized=stylized, **facts)
+
+
+def _file(work: Work, settings: Settings) -> Path:
+    return settings.output / FOLDER / work.source.name
+
+
+def _record(work: Work, settings: Settings) -> Path:
+    """Beside the runs, so that the folder of stylized images holds nothing else."""
+    assert settings.style is not None
+    assert work.intensities is not None
+    arrangement = work.intensities.arrangement
+    # What of the image is painted, in what parts and on what scale.
+    seen = f"{arrangement.axes} {arrangement.shape} {arrangement} {work.intensities.scales} {__version__}"
+    key = f"{text(work.source.name)}\0{work.source.sha256}\0{settings.style.digest}\0{seen}"
+    return settings.output / "runs" / "stylized" / f"{_sha256(key.encode())}.json"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+_computing = threading.Lock()
+
+
+def targets_of(style: Style, device: Device) -> style_core.StyleTargets:
+    """The style made ready: read and computed once a process, for all images.
+
+    Raises:
+        DenoiseError, StyleError: a style image or the weights cannot be read, or are too small or too shallow.
+    """
+    with _computing:
+        return _targets(style, device)
+
+
+@functools.lru_cache(maxsize=1)
+def _targets(style: Style, device: Device) -> style_core.StyleTargets:
+    import torch
+
+    import style_core
+
+    preset = style_core.PRESETS[style.preset]
+    images = [_style_pixels(path) for path in style.images]
+    if style.weights is None:
+        features = style_core.download_features(preset.layers)
+    else:
+        features = style_core.load_features(style.weights, preset.layers, sha256=style.weights_sha256)
+    return style_core.style_targets(
+        images,
+        features,
+        preset,
+        scale=style.scale,
+        dtype=torch.bfloat16 if device.precision == "bfloat16" else torch.float32,
+        device=device.name,
+        threads=device.threads,
+    )
+
+
+def _style_pixels(path: Path) -> np.ndarray:
+    """A style image (H, W[, C]), alpha as its last channel. Only seen, never written: CMYK will do, by its own profile."""
+    data = path.read_bytes()
+    try:
+        image = decode(data, max_pixels=MOST_STYLE_PIXELS)
+    except ImageError:
+        from_cmyk = _from_cmyk(data)
+        if from_cmyk is None:
+            raise
+        return from_cmyk
+    if image.axes not in ("YX", "YXS"):
+        raise DenoiseError(f"the style {path.name} is a stack ({image.axes}); one image is needed")
+    return image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
+
+
+def _from_cmyk(data: bytes) -> np.ndarray | None:
+    """A CMYK image as RGB (H, W, 3) uint8; None for any other."""
+    from PIL import Image, ImageCms, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode != "CMYK" or image.width * image.height > MOST_STYLE_PIXELS:
+                return None
+            if profile := image.info.get("icc_profile"):
+                own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+                seen = ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                return None if seen is None else np.asarray(seen)
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, ImageCms.PyCMSError, OSError, SyntaxError):
+        return None
+
+
+def _tell(work: Work, frame: int, frames: int, step: style_core.Step) -> None:
+    stop_if_interrupted()
+    activity.report(work.source.name, (frame + step.step / step.steps) / frames)

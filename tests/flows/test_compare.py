@@ -1,0 +1,354 @@
+"""A whole comparison on small real images, against a real embedded Prefect server."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tifffile
+from PIL import Image
+
+import flows.compare
+import tasks.save
+from denoise_core import metrics, noise
+from denoise_core.methods import zs_n2n
+from flows.cli import main
+from tasks import comparison, ledger
+from tasks.faults import interrupt
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+METHODS = "nlm,none"
+
+
+def compare(*arguments: object) -> int:
+    return main(["compare", *map(str, arguments)])
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    rows, _ = comparison.read(output / comparison.TABLE)
+    for row in rows:
+        for name, value in row.items():
+            assert not isinstance(value, float) or math.isfinite(value), (row["source"], name)
+    return rows
+
+
+def written(output: Path) -> int:
+    """Rows that all cells have written to their ledgers."""
+    cells = [path for path in (output / "cells").glob("*/*") if path.is_dir()]
+    return sum(len(list(ledger.rows_of(run))) for cell in cells for run in ledger.run_folders(cell))
+
+
+@pytest.fixture
+def photos(tmp_path: Path, photo: np.ndarray) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    Image.fromarray(photo[0:64, 180:250]).save(folder / "a.png")
+    Image.fromarray(photo[60:130, 180:244]).save(folder / "sub" / "b.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, photo: np.ndarray, prefect_server: str) -> tuple[Path, Path]:
+    """Input and output of one comparison that several tests look at."""
+    root = tmp_path_factory.mktemp("compare")
+    (root / "photos").mkdir()
+    Image.fromarray(photo[0:64, 180:250]).save(root / "photos" / "a.png")
+    Image.fromarray(photo[60:130, 180:244]).save(root / "photos" / "b.png")
+    options = ["--noise", "gauss:25,poisson:30", "--crop", 48, "--seeds", 2, "--against", "nlm"]
+    assert compare(root / "photos", root / "out", "--methods", METHODS, *options) == 0
+    return root / "photos", root / "out"
+
+
+def test_every_method_noise_seed_and_image_is_a_row(made: tuple[Path, Path]) -> None:
+    _, out = made
+    rows = rows_of(out)
+    cells = {(row["source"], row["candidate"], row["noise"], row["seed"]) for row in rows}
+    assert len(rows) == len(cells) == 2 * 2 * 2 * 2
+    assert {row["status"] for row in rows} == {"done"}
+    assert all(row["crop"] == 48 and row["shape"] == [48, 48, 3] and row["clip_noise"] is False for row in rows)
+    for row in rows:
+        assert row["method_seconds"] == pytest.approx((row["fit_seconds"] or 0) + row["denoise_seconds"])
+        assert (out / row["output"]).is_file()
+        if row["candidate"] == "none":
+            assert row["psnr_denoised_db"] == pytest.approx(row["psnr_noisy_db"], abs=1)
+        else:
+            assert row["psnr_denoised_db"] > row["psnr_noisy_db"] + 3
+    schema = pq.read_schema(out / "comparison.parquet")
+    assert all(schema.field(name).metadata[b"description"] for name in schema.names)
+    assert {b"denoise_flows.config", b"denoise_flows.protocol"} <= set(schema.metadata)
+
+
+def test_all_methods_see_the_same_noise_added_after_the_crop(made: tuple[Path, Path]) -> None:
+    source, out = made
+    rows = rows_of(out)
+    clean = np.asarray(Image.open(source / "a.png")).astype(np.float32)[8:56, 11:59] / np.float32(255)
+    for kind in ("gauss:25", "poisson:30"):
+        for seed in (0, 1):
+            mine = [r for r in rows if (r["source"], r["noise"], r["seed"]) == ("a.png", kind, seed)]
+            assert len({row["psnr_noisy_db"] for row in mine}) == 1
+            noisy = noise.add(clean, noise.parse(kind), noise.rng(seed, "a.png"))
+            expected = metrics.psnr(clean, noisy, data_range=1.0)
+            assert mine[0]["psnr_noisy_db"] == pytest.approx(expected, abs=1e-3)
+            for row in mine:
+                result = np.asarray(Image.open(out / row["output"])).astype(np.float32) / np.float32(255)
+                assert row["psnr_denoised_db"] == pytest.approx(metrics.psnr(clean, result, data_range=1.0), abs=1e-3)
+
+
+def test_the_summary_is_the_mean_of_the_rows(made: tuple[Path, Path]) -> None:
+    _, out = made
+    rows = rows_of(out)
+    with (out / "summary.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["candidate"] for line in lines[:3]] == ["noisy", *METHODS.split(",")]
+    for line in lines:
+        here = [r for r in rows if r["noise"] == line["noise"]]
+        if line["candidate"] == "noisy":
+            assert float(line["psnr_db"]) == pytest.approx(np.mean([r["psnr_noisy_db"] for r in here]))
+            continue
+        mine = [r for r in here if r["candidate"] == line["candidate"]]
+        other = {(r["source"], r["seed"]): r["psnr_denoised_db"] for r in here if r["candidate"] == "nlm"}
+        assert float(line["psnr_db"]) == pytest.approx(np.mean([r["psnr_denoised_db"] for r in mine]))
+        assert float(line["seconds"]) == pytest.approx(np.mean([r["method_seconds"] for r in mine]))
+        assert int(line["images"]) == 4
+        if line["candidate"] != "nlm":
+            gaps = [r["psnr_denoised_db"] - other[r["source"], r["seed"]] for r in mine]
+            assert float(line["difference_db"]) == pytest.approx(np.mean(gaps))
+        means = [float(o["psnr_db"]) for o in lines if o["noise"] == line["noise"] and o["rank"]]
+        assert int(line["rank"]) == 1 + sum(mean > float(line["psnr_db"]) for mean in means)
+    told = (out / "summary.md").read_text()
+    assert "| nlm |" in told
+    assert "centre crops of 48 × 48 pixels" in told
+    protocol = json.loads((out / "protocol.json").read_text())
+    assert protocol["seeds"] == [0, 1]
+    assert protocol["published"] == {}
+
+
+def test_the_page_and_the_sheet_show_every_method(made: tuple[Path, Path]) -> None:
+    _, out = made
+    page = (out / "comparison.html").read_text()
+    for name in ("clean", "noisy", *METHODS.split(",")):
+        assert f"<strong>{name}</strong>" in page
+    assert page.count("<svg") == 2
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.width == 8 + 4 * (2 * 48 + 8)
+        assert np.asarray(sheet).std() > 10
+
+
+def test_the_same_command_again_does_nothing_and_the_page_comes_from_the_table(
+    made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = made
+    before, count = rows_of(out), written(out)
+    page = (out / "comparison.html").read_bytes()
+    options = ["--noise", "gauss:25,poisson:30", "--crop", 48, "--seeds", 2, "--against", "nlm", "--json"]
+    assert compare(source, out, "--methods", METHODS, *options) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["done"], summary["already_done"], summary["cells"]) == (0, 16, 8)
+    assert written(out) == count
+    assert rows_of(out) == before
+    for name in ("comparison.html", "sheet.png", "summary.md"):
+        (out / name).unlink()
+    assert main(["report", str(out)]) == 0
+    assert (out / "comparison.html").read_bytes() == page
+    assert (out / "sheet.png").is_file()
+
+
+def test_only_what_is_new_is_done(photos: Path, tmp_path: Path, photo: np.ndarray) -> None:
+    out = tmp_path / "out"
+    assert compare(photos, out, "--methods", "nlm", "--noise", "gauss:25") == 0
+    assert compare(photos, out, "--methods", "none,nlm", "--noise", "gauss:25,gauss:50") == 0
+    assert written(out) == 2 * 4
+    Image.fromarray(photo[200:230, 200:240]).save(photos / "new.png")
+    assert compare(photos, out, "--methods", "nlm", "--noise", "gauss:25") == 0
+    assert written(out) == 2 * 4 + 1
+    assert {row["source"] for row in rows_of(out)} == {"a.png", "new.png", "sub/b.png"}
+    assert compare(photos, out, "--methods", "nlm", "--noise", "gauss:25", "--on-existing", "overwrite") == 0
+    assert written(out) == 2 * 4 + 1 + 3
+    assert compare(photos, out, "--methods", "nlm", "--noise", "gauss:25", "--on-existing", "error") == 2
+
+
+def test_stopped_and_gone_on_with(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop in the middle of the second of four cells: a table of what is done, and nothing done twice."""
+    out = tmp_path / "out"
+    save, saved = tasks.save.encode, []
+
+    def stop_at_third(*arguments: Any, **options: Any) -> bytes:
+        saved.append(1)
+        if len(saved) == 3:
+            interrupt.set()
+        return save(*arguments, **options)
+
+    options = ["--methods", "none,nlm", "--noise", "gauss:25,poisson:30", "--slots", 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.save, "encode", stop_at_third)
+        assert compare(photos, out, *options) == 130
+    assert not interrupt.is_set()
+    some = rows_of(out)
+    assert 3 <= len(some) < 8
+    assert compare(photos, out, *options) == 0
+    rows = rows_of(out)
+    assert len(rows) == written(out) == 8
+    again = {(r["source"], r["candidate"], r["noise"]): r["created_at"] for r in rows}
+    assert all(again[r["source"], r["candidate"], r["noise"]] == r["created_at"] for r in some)
+
+
+def test_a_stop_before_anything_is_done(photos: Path, tmp_path: Path) -> None:
+    interrupt.set()
+    try:
+        assert compare(photos, tmp_path / "out", "--methods", "none", "--noise", "gauss:25") == 130
+    finally:
+        interrupt.clear()
+
+
+def test_what_breaks_is_a_failed_row_and_the_others_go_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged file, an image too small for one method, and a cell that breaks as a whole."""
+    out = tmp_path / "out"
+    (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:300])
+    Image.fromarray(np.arange(49, dtype=np.uint8).reshape(7, 7)).save(photos / "dot.png")
+    run_into = flows.compare.run_into
+
+    def breaking(config: Any, **options: Any) -> Any:
+        if config.method == "tv":
+            raise RuntimeError("the method is upset")
+        return run_into(config, **options)
+
+    monkeypatch.setattr(flows.compare, "run_into", breaking)
+    assert compare(photos, out, "--methods", "tv,nlm,none", "--noise", "gauss:25", "--json") == 1
+    summary = json.loads(capsys.readouterr().out)
+    rows = {(row["source"], row["candidate"]): row for row in rows_of(out)}
+    assert {row["error"] for key, row in rows.items() if key[1] == "tv" and key[0] != "cut.png"} == {
+        "the method is upset"
+    }
+    assert {rows["cut.png", name]["status"] for name in ("tv", "nlm", "none")} == {"failed"}
+    assert "at least 8" in rows["dot.png", "nlm"]["error"]
+    assert rows["dot.png", "none"]["status"] == "done"
+    assert rows["sub/b.png", "nlm"]["status"] == "done"
+    assert summary["failed"] == sum(row["status"] == "failed" for row in rows.values()) == 3 + 3 + 1
+    lines = {line["candidate"]: line for line in summary["lines"]}
+    assert lines["nlm"]["images"] == lines["none"]["images"] == 2, "means over what both have done"
+    assert lines["tv"]["psnr_db"] is None
+    assert "the method is upset" in (out / "comparison.html").read_text()
+
+
+def test_a_reference_stacks_deep_images_and_a_crop(tmp_path: Path, photo: np.ndarray) -> None:
+    """Noise of the images' own, of 16-bit stacks, against clean ones of the same names."""
+    rng = np.random.default_rng(0)
+    clean = np.stack([photo[i : 60 + i, 200:270, 1] for i in range(3)]).astype(np.uint16) * 100 + 1000
+    noisy = np.clip(clean + rng.normal(0, 2000, clean.shape), 0, 65535).astype(np.uint16)
+    for folder, stack in (("clean", clean), ("noisy", noisy)):
+        (tmp_path / folder).mkdir()
+        tifffile.imwrite(tmp_path / folder / "t.tif", stack, photometric="minisblack", metadata={"axes": "TYX"})
+    options = ["--methods", "nlm,tv", "--reference", tmp_path / "clean", "--crop", 40]
+    assert compare(tmp_path / "noisy", tmp_path / "out", *options) == 0
+    rows = rows_of(tmp_path / "out")
+    assert [row["candidate"] for row in rows] == ["nlm", "tv"]
+    for row in rows:
+        assert (row["noise"], row["shape"], row["data_range"]) == ("none", [3, 40, 40], 65535)
+        assert row["psnr_denoised_db"] > row["psnr_noisy_db"] + 3
+        assert tifffile.imread(tmp_path / "out" / row["output"]).shape == (3, 40, 40)
+    assert "<strong>clean</strong>" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_a_directory_s_fit_is_shared_out_among_its_images(tmp_path: Path, photo: np.ndarray) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(2):
+        Image.fromarray(photo[80 * i : 80 * i + 64, 180:244, 1]).save(tmp_path / "in" / f"{i}.png")
+    options = ["--methods", "zs-fit:directory,nlm", "--noise", "gauss:25", "--against", "nlm"]
+    assert compare(tmp_path / "in", tmp_path / "out", *options) == 0
+    rows = {(row["candidate"], row["source"]): row for row in rows_of(tmp_path / "out")}
+    shares = [rows["zs-fit:directory", f"{i}.png"]["shared_fit_seconds"] for i in range(2)]
+    assert shares[0] == shares[1] > 0
+    about = json.loads(next((tmp_path / "out").glob("cells/*/zs-fit-directory/models/*.json")).read_text())
+    assert shares[0] == pytest.approx(about["fit_seconds"] / 2)
+    row = rows["zs-fit:directory", "0.png"]
+    assert row["method_seconds"] == pytest.approx(row["fit_seconds"] + row["denoise_seconds"] + shares[0])
+    assert rows["nlm", "0.png"]["shared_fit_seconds"] is None
+
+
+def test_the_published_figures_stand_beside_kodak_by_the_published_protocol(
+    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(zs_n2n, "FAST_STEPS", 10)
+    (tmp_path / "kodak").mkdir()
+    picture = Image.fromarray(np.tile(photo, (2, 2, 1))[:512, :768])
+    for i in range(1, 25):
+        picture.save(tmp_path / "kodak" / f"kodim{i:02d}.png", compress_level=1)
+    options = ["--methods", "none", "--protocol", "zsn2n-paper"]
+    assert compare(tmp_path / "kodak", tmp_path / "out", *options, "--dry-run", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert [cell["to_do"] for cell in planned["cells"]] == [24] * 6
+    assert not (tmp_path / "out").exists()
+    from flows.compare import look, protocol_of
+    from flows.compare_config import CompareConfig
+    from flows.config import build
+
+    given = {"input": tmp_path / "kodak", "output": tmp_path / "out", "methods": "none"}
+    paper = build({**given, "protocol": "zsn2n-paper"}, CompareConfig)
+    (figures,) = protocol_of(paper, look(paper))["published"].values()
+    assert figures == {"gauss:25": 29.07, "gauss:50": 24.81, "poisson:50": 29.45}
+    unclipped = build({**given, "noise": "gauss:25,poisson:50", "crop": 256}, CompareConfig)
+    assert list(protocol_of(unclipped, look(unclipped))["published"].values()) == [{"poisson:50": 29.45}]
+    whole = build({**given, "noise": "gauss:25"}, CompareConfig)
+    assert 31.82 in [value["gauss:25"] for value in protocol_of(whole, look(whole))["published"].values()]
+    shutil.copy(tmp_path / "kodak" / "kodim01.png", tmp_path / "kodak" / "other.png")
+    assert protocol_of(paper, look(paper))["published"] == {}
+
+
+def test_dry_run_writes_nothing(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "broken.png").write_bytes(b"")
+    assert compare(photos, tmp_path / "out", "--methods", "none,nlm", "--noise", "gauss:25", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "2 cells of 2 images: 4 to do, 0 done already" in said
+    assert "broken.png" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--methods", "bm4d", "--noise", "gauss:25"], "--methods"),
+        (["--methods", "nlm"], "--noise"),
+        (["--noise", "gauss:25", "--unheard-of"], "--unheard-of"),
+        (["--noise", "gauss:25", "--config", "nowhere.toml"], "--config"),
+        (["--noise", "gauss:25", "--device", "cuda:99"], "cuda"),
+    ],
+)
+def test_a_bad_option(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    try:
+        status = compare(photos, tmp_path / "out", *options)
+    except SystemExit as end:
+        status = int(end.code or 0)
+    told = capsys.readouterr()
+    assert status == 2
+    assert told.err.count("\n") == 1, told.err
+    assert said in told.err
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("cells", False), ("comparison.parquet", True), ("comparison.html", True), ("sheet.png", True)]
+)
+def test_something_in_the_way(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, folder: bool
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).mkdir() if folder else (tmp_path / "out" / name).touch()
+    assert compare(photos, tmp_path / "out", "--methods", "none", "--noise", "gauss:25") == 2
+    assert "in the way" in capsys.readouterr().err
+
+
+def test_input_and_output_within_each_other(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(photos, photos / "out", "--methods", "none", "--noise", "gauss:25") == 2
+    assert "inside INPUT" in capsys.readouterr().err
+    assert not (photos / "out").exists()

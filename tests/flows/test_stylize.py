@@ -1,0 +1,242 @@
+"""`denoise stylize`, and `denoise run --style`: painted, noised, denoised, and scored against what was painted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+import style_core
+import tasks.stylize
+from denoise_core import metrics
+from flows.cli import main
+from tasks import table
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {name: replace(preset, steps=4) for name, preset in style_core.PRESETS.items()}
+    monkeypatch.setattr(style_core, "PRESETS", short)
+    tasks.stylize._targets.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VGG-19's keys and shapes as far as conv3_1, and seeded values: not for pictures."""
+    generator = torch.Generator().manual_seed(3)
+    state = {}
+    for place, (inside, outside) in {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256)}.items():
+        state[f"features.{place}.weight"] = torch.randn(outside, inside, 3, 3, generator=generator) / (3 * inside**0.5)
+        state[f"features.{place}.bias"] = 0.1 * torch.randn(outside, generator=generator)
+    path = tmp_path_factory.mktemp("weights") / "vgg19.pth"
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture
+def paint(tmp_path: Path) -> Path:
+    from skimage import data
+
+    path = tmp_path / "paint.png"
+    Image.fromarray(data.coffee()[100:180, 100:220]).save(path)
+    return path
+
+
+def rows_of(output: Path) -> dict[str, table.Row]:
+    rows, _ = table.read(output / "results.parquet")
+    return {row["source"]: row for row in rows}
+
+
+def pixels(path: Path) -> np.ndarray:
+    return tifffile.imread(path) if path.suffix == ".tif" else np.asarray(Image.open(path))
+
+
+def test_the_whole_chain_gives_stylized_noisy_and_denoised_images(
+    tree: Path, tmp_path: Path, paint: Path, weights: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ["--style", paint, "--vgg-weights", weights, "--noise", "gauss:25", "--method", "nl-bayes"]
+    assert main(["run", *map(str, (tree, out, *options))]) == 0
+    rows = rows_of(out)
+    assert set(rows) == {"rgb.png", "sub/grey.png", "photo.jpg", "deep.tif"}
+    for name, row in rows.items():
+        kinds = [pixels(out / folder / name) for folder in ("stylized", "noisy", "images")]
+        assert [(found.shape, found.dtype) for found in kinds] == [(kinds[0].shape, kinds[0].dtype)] * 3
+        assert not np.array_equal(pixels(tree / name), kinds[0])
+        assert (row["stylized"], row["noisy"]) == (f"stylized/{name}", f"noisy/{name}")
+        assert (row["style"], row["style_preset"], row["style_steps"]) == ("paint.png", "seed", 4)
+        assert row["style_loss"] > 0
+        assert row["psnr_noisy_db"] == pytest.approx(20.17, abs=0.7)
+    # The scores are those against the file that was written.
+    stylized, denoised = (
+        pixels(out / folder / "rgb.png").astype(np.float32) / 255 for folder in ("stylized", "images")
+    )
+    assert metrics.psnr(stylized, denoised, data_range=1.0) == pytest.approx(
+        rows["rgb.png"]["psnr_denoised_db"], abs=1e-4
+    )
+
+
+def test_what_was_painted_is_not_painted_again(
+    tree: Path, tmp_path: Path, paint: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    common = ["run", *map(str, (tree, out, "--style", paint, "--vgg-weights", weights, "--noise", "gauss:25"))]
+    assert main([*common, "--method", "none"]) == 0
+    before = rows_of(out)
+    painted: list[Any] = []
+    stylize = style_core.stylize
+    monkeypatch.setattr(style_core, "stylize", lambda *a, **k: painted.append(a) or stylize(*a, **k))
+    assert main([*common, "--method", "nl-bayes"]) == 0
+    assert painted == []
+    for name, row in rows_of(out).items():
+        assert [row[key] for key in ("style_loss", "content_loss", "psnr_noisy_db")] == [
+            before[name][key] for key in ("style_loss", "content_loss", "psnr_noisy_db")
+        ]
+    (out / "stylized" / "rgb.png").write_bytes(b"something else")  # no longer what was painted
+    digests = {name: row["output_sha256"] for name, row in rows_of(out).items()}
+    assert (
+        main([*common, "--method", "nl-bayes", "--crop", "500"]) == 0
+    )  # as large as they are: another run, the same images
+    assert len(painted) == 1
+    assert {name: row["output_sha256"] for name, row in rows_of(out).items()} == digests
+    assert main([*common, "--method", "nl-bayes", "--crop", "36"]) == 0
+    assert len(painted) == 5
+    assert main([*common, "--method", "nl-bayes", "--keep-colours"]) == 0  # another manner: all are
+    assert len(painted) == 9
+    assert main([*common, "--method", "nl-bayes", "--keep-colours", "--on-existing", "overwrite"]) == 0
+    assert len(painted) == 13
+
+
+def test_channels_that_are_no_colours_and_missing_values(
+    tmp_path: Path, photo: np.ndarray, paint: Path, weights: Path
+) -> None:
+    root, out = tmp_path / "in", tmp_path / "out"
+    root.mkdir()
+    two = np.ascontiguousarray(photo[:40, :48, :2].transpose(2, 0, 1))
+    tifffile.imwrite(root / "two.tif", two, photometric="minisblack", metadata={"axes": "CYX"})
+    missing = photo[:40, :48, 0].astype(np.float32)
+    missing[3, 5] = np.nan
+    tifffile.imwrite(root / "missing.tif", missing)
+    options = ["--style", paint, "--vgg-weights", weights, "--noise", "poisson:30", "--channels", "joint"]
+    assert main(["run", *map(str, (root, out, *options, "--method", "nl-bayes"))]) == 0
+    painted = pixels(out / "stylized" / "two.tif")
+    assert all(not np.array_equal(a, b) for a, b in zip(painted, two, strict=True))
+    assert np.isnan(pixels(out / "images" / "missing.tif")).sum() == 1
+
+
+def test_the_directorys_network_is_fitted_to_painted_images(
+    tmp_path: Path, photo: np.ndarray, paint: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from denoise_core.methods import zs_fit
+    from denoise_core.methods.zs_fit.fitting import Size
+
+    fast = zs_fit.PRESETS["fast"]
+    quick = replace(
+        fast, shared=replace(fast.shared, size=Size(16, 3), steps=20), shared_windows=4, own=replace(fast.own, steps=10)
+    )
+    monkeypatch.setitem(zs_fit.PRESETS, "fast", quick)
+    fitted: list[np.ndarray] = []
+    fit = zs_fit.fit_directory
+
+    def seen(samples: Any, **options: Any) -> Any:
+        fitted.extend(sample() for sample in samples)
+        return fit(samples, **options)
+
+    monkeypatch.setattr(zs_fit, "fit_directory", seen)
+    root = tmp_path / "photos"
+    root.mkdir()
+    for n in range(4):
+        Image.fromarray(photo[100 * n : 100 * n + 72, 200:280]).save(root / f"{n}.png")
+    out = tmp_path / "out"
+    assert main(["run", *map(str, (root, out, "--style", paint, "--vgg-weights", weights, "--noise", "gauss:25"))]) == 0
+    assert len(fitted) == 4
+    noisy = [pixels(out / "noisy" / f"{n}.png") for n in range(4)]
+    written = [np.clip(np.rint(found[0] * 255), 0, 255) for found in fitted]
+    assert sorted(found.sum() for found in noisy) == sorted(found.sum() for found in written)
+
+
+def test_stylize_writes_the_painted_images_as_its_result(
+    tree: Path, tmp_path: Path, paint: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    options = ["--style", paint, "--style", tree / "rgb.png", "--vgg-weights", weights, "--vgg-sha256", digest.upper()]
+    assert main(["stylize", *map(str, (tree, out, *options)), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["done"] == 4
+    rows = rows_of(out)
+    assert rows["rgb.png"]["style"] == "paint.png + rgb.png"
+    assert rows["rgb.png"]["stylized"] is None
+    assert not (out / "stylized").exists()
+    assert not np.array_equal(pixels(out / "images" / "rgb.png"), pixels(tree / "rgb.png"))
+    assert main(["stylize", *map(str, (tree, out, *options)), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["already_done"] == 4
+
+
+def test_alpha_and_stacks_come_back(tmp_path: Path, photo: np.ndarray, paint: Path, weights: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    alpha = np.dstack([photo[:40, :48], np.arange(40 * 48, dtype=np.uint8).reshape(40, 48)])
+    Image.fromarray(alpha).save(root / "alpha.png")
+    tifffile.imwrite(root / "t.tif", photo[:80, :48, 1].reshape(2, 40, 48), metadata={"axes": "TYX"})
+    out = tmp_path / "out"
+    assert main(["stylize", *map(str, (root, out, "--style", paint, "--vgg-weights", weights))]) == 0
+    assert np.array_equal(pixels(out / "images" / "alpha.png")[..., 3], alpha[..., 3])
+    frames = pixels(out / "images" / "t.tif")
+    assert frames.shape == (2, 40, 48)
+    assert all(not np.array_equal(a, b) for a, b in zip(frames, pixels(root / "t.tif"), strict=True))
+
+
+def test_a_style_in_cmyk_grey_or_16_bits_is_seen_as_it_looks(tmp_path: Path, paint: Path) -> None:
+    image = Image.open(paint)
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=98)
+    seen = tasks.stylize._style_pixels(tmp_path / "cmyk.jpg")
+    assert seen.shape == (80, 120, 3)
+    assert np.abs(seen.astype(int) - np.asarray(image)).mean() < 4
+    grey = np.asarray(image.convert("L"))
+    tifffile.imwrite(tmp_path / "deep.tif", grey.astype(np.uint16) * 257)
+    assert np.array_equal(tasks.stylize._style_pixels(tmp_path / "deep.tif"), grey.astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--style", "paint.png"], "--vgg-weights download"),
+        (["--style", "missing.png", "--vgg-weights", "vgg19.pth"], "there is no file"),
+        (["--style", "paint.png", "--vgg-weights", "missing.pth"], "there is no file"),
+        (["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--vgg-sha256", "0" * 64], "SHA-256"),
+        (["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--vgg-sha256", "abc"], "64 hexadecimal digits"),
+        (["--style", "paint.png", "--vgg-weights", "text.pth"], "weights"),
+        (["--style", "text.pth", "--vgg-weights", "vgg19.pth"], "--style"),
+        (["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--style-preset", "gatys"], "seed"),
+        (["--keep-colours"], "needs --style"),
+        (["--vgg-weights", "vgg19.pth"], "needs --style"),
+        (["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--reference", "."], "--reference"),
+    ],
+)
+def test_a_style_that_cannot_be_is_one_sentence(
+    tree: Path,
+    tmp_path: Path,
+    paint: Path,
+    weights: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    words: str,
+) -> None:
+    (tmp_path / "vgg19.pth").symlink_to(weights)
+    (tmp_path / "text.pth").write_text("weights")
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", str(tree), str(tmp_path / "out"), *options]) == 2
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert words in said
+    assert "Traceback" not in said

@@ -1,0 +1,117 @@
+"""Small files that ask for far more memory, time or disk than they are worth."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import imagecodecs
+import pytest
+
+from denoise_core import images
+from tests.denoise_core.images.image_files import chunk, chunks, picture, png, png_head, tiff
+
+MAX_PIXELS = 500_000_000  # what `denoise run` takes by default
+ZEROS = bytes(50_000_000)
+
+
+def in_png(before: bytes) -> bytes:
+    return png(picture(16, 16), before=before)
+
+
+def inflating_png() -> bytes:
+    """Pixel data that go on and on behind the image."""
+    return png_head(64, 64) + chunk(b"IDAT", zlib.compress(ZEROS)) + chunk(b"IEND")
+
+
+def inflating_tiff(code: str, coded: bytes) -> bytes:
+    """One strip that inflates to far more than the image: the true strip's bytes are replaced, and their count."""
+    data = bytearray(tiff(picture(64, 64), compression=code, rowsperstrip=64))
+    count = struct.unpack_from("<I", data, 4)[0]
+    for at in range(count + 2, len(data) - 12, 12):
+        tag = struct.unpack_from("<H", data, at)[0]
+        if tag == 273:
+            struct.pack_into("<I", data, at + 8, len(data))
+        if tag == 279:
+            struct.pack_into("<HHII", data, at, 279, 4, 1, len(coded))
+            break
+    return bytes(data + coded)
+
+
+def laughing_ome() -> bytes:
+    """XML whose entities would grow to gigabytes."""
+    entities = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 10}">' for n in range(9))
+    xml = f'<?xml version="1.0"?><!DOCTYPE OME [<!ENTITY e0 "{"ha" * 50}">{entities}]><OME>&e9;</OME>'
+    return tiff(picture(16, 16), description=xml, metadata=None)
+
+
+def ladder(steps: int = 60) -> bytes:
+    """Directories of two sub-directories each that are both the next one: 2^60 ways down."""
+    shape = b'{"shape": [8, 8]}\0'
+    room = 2 + 11 * 12 + 4 + 8
+    pixels = 8 + steps * room
+    out = bytearray(struct.pack("<2sHI", b"II", 42, 8))
+    for n in range(steps):
+        next_at = 8 + (n + 1) * room
+        entries = [
+            (256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
+            (270, 2, len(shape), pixels + 64), (273, 4, 1, pixels), (277, 3, 1, 1), (278, 4, 1, 8), (279, 4, 1, 64),
+            (330, 4, 2, next_at - 8) if n < steps - 1 else (339, 3, 1, 1),
+        ]  # fmt: skip
+        out += struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+        out += struct.pack("<II", next_at, next_at)
+    return bytes(out + bytes(64) + shape)
+
+
+BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
+    "a PNG of 60,000 × 60,000": (lambda: png_head(60_000, 60_000) + chunk(b"IDAT", b"x") + chunk(b"IEND"), "3,600"),
+    "a PNG of 20,000 × 20,000 in few bytes": (
+        lambda: png_head(20_000, 20_000) + chunk(b"IDAT", zlib.compress(ZEROS[:9999])) + chunk(b"IEND"),
+        "cannot hold",
+    ),
+    "a PNG that inflates without end": (inflating_png, "do not have"),
+    "a text that inflates": (lambda: in_png(chunk(b"zTXt", b"a\0\0" + zlib.compress(ZEROS))), None),
+    "an international text that inflates": (
+        lambda: in_png(chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(ZEROS))),
+        None,
+    ),
+    "a colour profile that inflates": (lambda: in_png(chunk(b"iCCP", b"a\0\0" + zlib.compress(ZEROS))), None),
+    "a deflate strip": (lambda: inflating_tiff("zlib", zlib.compress(ZEROS)), "strip 0"),
+    "a zstd strip": (lambda: inflating_tiff("zstd", imagecodecs.zstd_encode(ZEROS)), "strip 0"),
+    "an LZW strip": (lambda: inflating_tiff("lzw", imagecodecs.lzw_encode(ZEROS)), None),  # the rest is not unpacked
+    "a PackBits strip": (lambda: inflating_tiff("packbits", b"\x81\0" * 100_000), "strip 0"),
+    "a laughing OME": (laughing_ome, None),
+    "a ladder of sub-directories": (ladder, "circle"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_costs_no_more_than_a_small_image(name: str, tmp_path: Path) -> None:
+    """It is refused in a sentence, or what would grow is never unpacked; Python's memory stays small."""
+    make, words = BOMBS[name]
+    data = make()
+    path = tmp_path / "bomb"
+    path.write_bytes(data)
+    images.decode(tiff(picture(16, 16), compression="zlib"), max_pixels=MAX_PIXELS)  # imports are not the bomb's
+    images.decode(png(picture(16, 16)), max_pixels=MAX_PIXELS)
+    tracemalloc.start()
+    try:
+        try:
+            images.read_header(path, max_pixels=MAX_PIXELS)
+            image = images.decode(data, max_pixels=MAX_PIXELS)
+            assert words is None
+            assert len(images.encode(image, image.pixels)) < len(data) + 1000
+            if data[:4] == b"\x89PNG":
+                assert [c for c in chunks(images.encode(image, image.pixels)) if c[0][0] & 0x20] == [
+                    c for c in chunks(data) if c[0][0] & 0x20
+                ], "carried as it is"
+        except images.ImageError as error:
+            assert words is not None, error
+            assert words in str(error)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6

@@ -1,0 +1,181 @@
+"""The page of a comparison: where labels stand, what is shown of an image, and how it looks in a browser."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tasks import comparison
+from tasks.comparison import NOISY, Line, summarise, to_csv, to_markdown
+from tasks.comparison_page import HEIGHT, LEFT, WIDTH, _cover, most_detailed, plot, write_summary
+from tasks.table import Row
+
+NAMES = ["zs-fit", "zs-fit:best:directory", "nl-bayes", "zs-n2n:paper", "nlm", "tv"]
+
+
+def line(name: str, psnr: float | None, seconds: float | None) -> Line:
+    return Line("gauss:25", name, 4, 0, psnr, 1.0, None, 0.8, 1, None, None, seconds, None, 1)
+
+
+def row(candidate: str, source: str, psnr: float | None, *, seconds: float = 1.0, seed: int = 0) -> Row:
+    values = {
+        "source": source, "candidate": candidate, "noise": "gauss:25", "seed": seed, "method_seconds": seconds,
+        "psnr_noisy_db": 20.0, "psnr_denoised_db": psnr, "ssim_noisy": 0.3, "ssim_denoised": 0.8, "threads": 1,
+        "status": "failed" if psnr is None else "done", "error": "it broke" if psnr is None else None,
+    }  # fmt: skip
+    return {column.name: None for column in comparison.COMPARISON_COLUMNS} | values
+
+
+def test_means_are_over_what_every_method_has_done() -> None:
+    rows = [row("a", "easy", 30.0), row("a", "hard", 20.0), row("b", "easy", 29.0), row("b", "hard", None)]
+    lines, left_out = summarise(rows, candidates=["a", "b", "c"], noises=["gauss:25"], against="b")
+    found = {one.candidate: one for one in lines}
+    assert (found["a"].psnr_db, found["a"].images, found["a"].rank) == (30.0, 1, 1)
+    assert (found["b"].psnr_db, found["b"].failed, found["b"].rank) == (29.0, 1, 2)
+    assert found["a"].difference_db == 1.0
+    assert found["b"].difference_db is None
+    assert (found["c"].psnr_db, found["c"].rank, found["c"].seconds_ratio) == (None, None, None)
+    assert found[NOISY].psnr_db == 20.0
+    assert left_out == 1
+
+
+def test_spread_is_over_images_and_apart_from_it_over_seeds() -> None:
+    values = {("x", 0): 30.0, ("x", 1): 31.0, ("y", 0): 20.0, ("y", 1): 21.0}
+    rows = [row("a", source, psnr, seed=seed) for (source, seed), psnr in values.items()]
+    (_, found), _ = summarise(rows, candidates=["a"], noises=["gauss:25"], against="a")
+    assert found.psnr_db == 25.5
+    assert found.psnr_sd_images_db == pytest.approx(np.std([30.5, 20.5], ddof=1))
+    assert found.psnr_sd_seeds_db == pytest.approx(np.std([25.0, 26.0], ddof=1))
+    assert found.seconds_ratio == 1.0
+
+
+def test_equal_methods_share_a_rank() -> None:
+    rows = [row(name, "x", psnr) for name, psnr in (("a", 30.0), ("b", 31.0), ("c", 31.0))]
+    lines, _ = summarise(rows, candidates=["a", "b", "c"], noises=["gauss:25"], against="a")
+    assert [one.rank for one in lines[1:]] == [3, 1, 1]
+
+
+def test_a_method_that_did_nothing_is_a_dash_everywhere() -> None:
+    lines, _ = summarise([row("a", "x", None)], candidates=["a"], noises=["gauss:25"], against="a")
+    told = to_markdown(lines, published={}, notes=["as it is"], against="a")
+    assert "| a | – | – |" in told
+    assert "nan" not in told + to_csv(lines)
+    assert plot(lines, ["a"]) is None
+
+
+def test_the_markdown_marks_the_best_and_shows_what_was_published() -> None:
+    rows = [row("a", "x", 30.0, seconds=2.0), row("b", "x", 31.0), row("c", "x", 29.0)]
+    lines, _ = summarise(rows, candidates=["a", "b", "c"], noises=["gauss:25"], against="a")
+    told = to_markdown(lines, published={"theirs": {"gauss:25": 29.07}}, notes=["a note"], against="a")
+    assert "| b | **31.00 / 0.800** | 1 |" in told
+    assert "| a | _30.00 / 0.800_ | 2 |" in told
+    assert "| theirs | 29.07 | – |" in told
+    assert "- a note" in told
+    widths = {text.count("|") for text in told.splitlines() if text.startswith("|")}
+    assert widths == {4, 9}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_cover_no_other_and_stay_inside(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lines = [line(name, 30 + rng.normal(0, 0.3), 10 ** rng.normal(0, 0.2)) for name in NAMES]
+    found = plot(lines, NAMES)
+    assert found is not None
+    boxes = []
+    for point in found.points:
+        label, wide = point["label"], 7.0 * len(point["name"])
+        left = label["x"] if label["anchor"] == "start" else label["x"] - wide
+        boxes.append((left, label["y"] - 11, left + wide, label["y"] + 3))
+        assert left >= LEFT - 1
+        assert left + wide <= WIDTH + 1
+        assert 0 <= point["y"] <= HEIGHT
+    assert not any(_cover(a, b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_better_is_higher_and_slower_is_to_the_right() -> None:
+    found = plot([line("a", 30, 1), line("b", 31, 10), line("c", 29, 100)], ["a", "b", "c"])
+    assert found is not None
+    a, b, c = found.points
+    assert a["x"] < b["x"] < c["x"]
+    assert b["y"] < a["y"] < c["y"]
+    assert found.front == f"M {a['x']} {a['y']} H {b['x']} V {b['y']}", "c is slower and worse"
+    assert {"1", "10", "100"} <= {label for _, label in found.x_ticks}
+
+
+def test_one_method_alone_is_plotted() -> None:
+    found = plot([line("a", 30, 1)], ["a"])
+    assert found is not None
+    assert len(found.points) == 1
+
+
+def test_the_window_with_most_detail_is_found() -> None:
+    rng = np.random.default_rng(0)
+    image = np.zeros((90, 120, 3))
+    image[50:80, 20:50] = rng.normal(size=(30, 30, 3))
+    assert most_detailed(image, 30) == (50, 20)
+    assert most_detailed(image[:10, :10], 30) == (0, 0)
+    assert most_detailed(np.zeros((1, 5)), 3) == (0, 0)
+
+
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    rows = [row(name, HOSTILE, 30.0 + i, seconds=1.0 + i) for i, name in enumerate(NAMES)]
+    rows += [row("tv", "<script>alert(1)</script>.png", None)]
+    protocol = {
+        "methods": NAMES, "against": "zs-fit", "noise": [{"noise": "gauss:25", "clipped": False}], "images": 2,
+        "software": "denoise-flows", "notes": ["<b>a note</b>"], "published": {"theirs": {"gauss:25": 29.07}},
+    }  # fmt: skip
+
+    provenance = {"config": 'input = "nowhere"\n', "protocol": json.dumps(protocol)}
+    comparison.write(tmp_path / comparison.TABLE, rows, provenance)
+    write_summary(tmp_path)
+    return tmp_path / "comparison.html"
+
+
+def test_text_is_escaped_and_a_missing_input_costs_no_page(page: Path) -> None:
+    html = page.read_text()
+    assert "<script>alert" not in html
+    assert "<img src=x" not in html
+    assert "<b>a note" not in html
+    assert "theirs" in html
+    assert "it broke" in html
+    assert not (page.parent / "sheet.png").exists()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    from tests.tasks.test_report_page import ARGUMENTS
+
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("width", [500, 1300])
+def test_a_browser_shows_it_without_complaint(chromium: Any, page: Path, width: int) -> None:
+    tab = chromium.new_page(viewport={"width": width, "height": 900})
+    complaints: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("dialog", lambda dialog: (complaints.append("a dialog opened"), dialog.dismiss()))
+    tab.goto(page.as_uri())
+    assert tab.locator("svg.plot circle").count() == len(NAMES)
+    assert tab.locator("section#figures tbody tr").count() == 1 + len(NAMES) + 1
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert complaints == []
+    tab.close()

@@ -1,0 +1,252 @@
+"""One image through the steps, without a flow: what happens to its intensities."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from scipy import ndimage
+
+from denoise_core.device import Device
+from denoise_core.images import read_header
+from denoise_core.methods.zs_fit.noise_level import estimate
+from tasks.add_noise import add_noise
+from tasks.arrangement import renamed
+from tasks.denoise import denoise
+from tasks.evaluate import evaluate
+from tasks.load import load
+from tasks.save import save
+from tasks.settings import Settings
+from tasks.table import DONE, Row
+from tasks.work import Source, Work
+
+CPU = Device("cpu", "float32", 1, "a test")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    (tmp_path / "in").mkdir()
+    return Settings(
+        input=tmp_path / "in",
+        output=tmp_path / "out",
+        method="nl-bayes",
+        preset="fast",
+        noise="none",
+        clip_noise=False,
+        reference=None,
+        seed=0,
+        device=CPU,
+        slots=1,
+        max_pixels=10_000_000,
+        run_id="0001",
+        config_digest="0" * 64,
+        steps_are_seen=False,
+        limit_name=None,
+    )
+
+
+def steps(settings: Settings, pixels: np.ndarray, axes: str | None = None, **metadata: Any) -> tuple[Row, np.ndarray]:
+    """The row of an image, and the pixels of its output."""
+    path = settings.input / "a.tif"
+    options = {"photometric": "minisblack"} | ({"metadata": metadata} if metadata else {})
+    tifffile.imwrite(path, pixels, **options)
+    header = renamed(read_header(path, max_pixels=settings.max_pixels), axes)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    work = Work(Source(path.name, digest, header, channels=settings.channels), settings)
+    load.fn(work, settings)
+    if settings.noise != "none":
+        add_noise.fn(work, settings)
+    for step in (denoise.fn, evaluate.fn, save.fn):
+        if not work.failed:
+            step(work, *([] if step is evaluate.fn else [settings]))
+    assert work.row["status"] == DONE, work.row["error"]
+    return work.row, tifffile.imread(settings.images / "a.tif")
+
+
+def ramp(height: int = 96, width: int = 128) -> np.ndarray:
+    """True intensities from 0 to 1 along the rows."""
+    return np.broadcast_to(np.linspace(0, 1, width), (height, width)).copy()
+
+
+def slope_and_offset(truth: np.ndarray, result: np.ndarray) -> tuple[float, float]:
+    slope, offset = np.polyfit(truth.ravel(), result.ravel().astype(float), 1)
+    return float(slope), float(offset)
+
+
+RANGES = {
+    "uint8": (20, 220),
+    "int8": (-100, 90),
+    "uint16": (300, 4000),
+    "int16": (-500, 9000),
+    "uint32": (70_000, 900_000),
+    "int32": (-4e6, 9e6),
+    "float16": (-3, 60),
+    "float32": (-0.01, 0.12),
+    "float64": (-1e-9, 5e-8),
+}
+
+
+@pytest.mark.parametrize("dtype", RANGES)
+def test_intensities_stay_quantitative(settings: Settings, dtype: str) -> None:
+    """The slope of what comes out against the true intensities is 1, and there is no offset."""
+    low, high = RANGES[dtype]
+    truth = low + (high - low) * ramp()
+    noisy = truth + np.random.default_rng(0).normal(0, 0.02 * (high - low), truth.shape)
+    source = (np.rint(noisy) if np.dtype(dtype).kind in "ui" else noisy).astype(dtype)
+    row, result = steps(settings, source)
+    slope, offset = slope_and_offset(truth, result)
+    assert result.dtype == source.dtype
+    assert slope == pytest.approx(1, abs=0.005)
+    assert abs(offset - (1 - slope) * (low + high) / 2) < 0.002 * (high - low)
+    assert np.std(result.astype(float) - truth) < 0.5 * np.std(source.astype(float) - truth)
+    assert row["flags"] is None
+    assert row["sigma_estimate"] == pytest.approx(0.02 * (high - low), rel=0.1)
+    assert row["mean_noisy"] == pytest.approx(source.mean(dtype=float), rel=1e-4, abs=1e-4 * (high - low))
+
+
+@pytest.mark.parametrize("dtype", RANGES)
+def test_without_a_method_nothing_changes(settings: Settings, dtype: str) -> None:
+    low, high = RANGES[dtype]
+    source = (low + (high - low) * np.random.default_rng(0).random((3, 2, 20, 30))).astype(dtype)
+    row, result = steps(replace(settings, method="none"), source, axes="ZCYX")
+    assert np.array_equal(result, source)
+    assert row["denoised_as"] == "Z frames; C separate"
+    assert len(row["value_low"]) == len(row["value_high"]) == 2
+
+
+def test_channels_are_scaled_and_denoised_each_by_itself(settings: Settings) -> None:
+    """A bright channel does not hide the noise of a faint one."""
+    generator = np.random.default_rng(0)
+    truth = np.stack([10 + 50 * ramp(), 5000 + 40_000 * ramp()[:, ::-1]])
+    noisy = truth + generator.normal(0, 1, truth.shape) * [[[2]], [[600]]]
+    row, result = steps(settings, noisy.astype(np.float32), axes="CYX")
+    for channel in range(2):
+        before, after = (np.std(x[channel] - truth[channel]) for x in (noisy, result))
+        assert after < 0.4 * before
+    assert row["value_high"][1] > 100 * row["value_high"][0]
+    assert row["denoised_as"] == "C separate"
+    alone, single = steps(settings, noisy[0].astype(np.float32))
+    assert np.array_equal(single, result[0])
+    assert alone["value_high"] == row["value_high"][:1]
+
+
+def test_joint_channels_are_one_stack(settings: Settings) -> None:
+    noisy = (ramp() * 200 + np.random.default_rng(0).normal(0, 5, (3, 96, 128)) + 20).astype(np.uint8)
+    row, result = steps(replace(settings, channels="joint"), noisy, axes="CYX")
+    apart, _ = steps(settings, noisy, axes="CYX")
+    assert (row["denoised_as"], apart["denoised_as"]) == ("C joint", "C separate")
+    truth = ramp() * 200 + 20
+    assert np.std(result - truth) < 0.5 * np.std(noisy - truth)
+
+
+@pytest.mark.parametrize("method", ["none", "nl-bayes"])
+def test_pixels_that_are_no_numbers_stay(settings: Settings, method: str) -> None:
+    truth = 100 + 900 * ramp()
+    noisy = (truth + np.random.default_rng(0).normal(0, 20, truth.shape)).astype(np.float32)
+    noisy[:, :40] = np.nan
+    noisy[5, 60], noisy[7, 70] = np.inf, -np.inf
+    row, result = steps(replace(settings, method=method), noisy)
+    holes = ~np.isfinite(noisy)
+    assert np.array_equal(result[holes], noisy[holes], equal_nan=True)
+    assert np.isfinite(result[~holes]).all()
+    assert "3,842 values that are NaN or infinite stay as they are" in row["note"]
+    assert row["mean_noisy"] == pytest.approx(noisy[~holes].mean(), rel=1e-5)
+    if method == "nl-bayes":
+        assert np.std((result - truth)[~holes]) < 0.4 * np.std((noisy - truth)[~holes])
+        assert row["sigma_estimate"] == pytest.approx(20, rel=0.1)
+        assert row["flags"] is None
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_the_noise_model_is_in_the_intensities_of_the_file(settings: Settings, dtype: str) -> None:
+    low, high = RANGES[dtype]
+    truth = low + (high - low) * ramp(60, 200)  # too low for a network, so that nothing is fitted
+    sigma = 0.03 * (high - low) * (0.3 + ramp(60, 200)) ** 0.5
+    noisy = truth + sigma * np.random.default_rng(0).normal(0, 1, truth.shape)
+    row, _ = steps(replace(settings, method="zs-fit"), (np.rint(noisy) if dtype != "float32" else noisy).astype(dtype))
+    assert row["kept"] == "estimate"
+    for part in (0.3, 0.8):
+        variance = (0.03 * (high - low)) ** 2 * (0.3 + part)
+        found = row["noise_gain"] * (low + part * (high - low)) + row["noise_offset"]
+        assert found == pytest.approx(variance, rel=0.25)
+
+
+def test_an_image_without_any_number(settings: Settings) -> None:
+    row, result = steps(settings, np.full((20, 20), np.nan, np.float32))
+    assert np.isnan(result).all()
+    assert row["mean_noisy"] is None
+
+
+@pytest.mark.parametrize("bad", ["hot", "saturated"])
+def test_hot_and_saturated_pixels_poison_nothing(settings: Settings, bad: str) -> None:
+    """A thousandth of the pixels is hot, or a spot has run into the end of the range: the rest comes out as without."""
+    generator = np.random.default_rng(0)
+    side = np.arange(400)
+    truth = 400 + 200 * np.sin(side / 19)[:, None] * np.cos(side / 23)
+    noisy = np.rint(truth + generator.normal(0, 15, truth.shape)).astype(np.uint16)
+    marked = noisy.copy()
+    if bad == "hot":
+        places = generator.random(noisy.shape) < 0.001
+        marked[places] = 60_000
+    else:
+        places = np.hypot(*np.mgrid[-200:200, -200:200]) < 10
+        marked[places] = 4095  # a camera of 12 bits
+    _, plain = steps(settings, noisy)
+    _, result = steps(settings, marked)
+    levels = [estimate(pixels.astype(np.float32)[..., None]) for pixels in (noisy, marked)]
+    sigmas = [level.sigma(400) for level in levels if level is not None]
+    assert sigmas[1] == pytest.approx(sigmas[0], rel=0.05)
+    assert sigmas[1] == pytest.approx(15, rel=0.07)
+    far = ~ndimage.binary_dilation(places, iterations=12)
+    assert far.mean() > 0.5
+    difference = result[far].astype(float) - plain[far]
+    assert np.sqrt(np.mean(difference**2)) < 0.15 * 15
+    assert np.array_equal(result[places] > 3000, np.ones(places.sum(), bool))
+
+
+def test_a_mean_that_moved_is_flagged(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks.denoise as module
+
+    noisy = np.random.default_rng(0).normal(1000, 20, (2, 64, 64)).astype(np.uint16)
+    untouched, _ = steps(settings, noisy, axes="CYX")
+    assert untouched["flags"] is None
+    each_frame = module._each_frame
+
+    def shifted(work: Work, settings: Settings) -> None:
+        each_frame(work, settings)
+        assert work.denoised is not None
+        work.denoised[1] += 5 / 65535
+
+    monkeypatch.setattr(module, "_each_frame", shifted)
+    row, _ = steps(settings, noisy, axes="CYX")
+    assert row["flags"].startswith("mean of C 2 of 2 moved by +")
+    assert "C 1 of 2" not in row["flags"]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "uint32"])
+def test_scores_of_every_type(settings: Settings, dtype: str) -> None:
+    """The clean image's own range counts where the type has none that images fill."""
+    low, high = RANGES[dtype]
+    clean = (low + (high - low) * ramp()).astype(dtype)
+    row, result = steps(replace(settings, noise="gauss:25"), clean)
+    top = (
+        float(np.ptp(clean.astype(float)))
+        if dtype in ("float32", "uint32")
+        else float(np.iinfo(dtype).max) - np.iinfo(dtype).min
+    )
+    assert row["data_range"] == pytest.approx(top, rel=1e-6)
+    assert row["psnr_noisy_db"] == pytest.approx(20 * np.log10(255 / 25), abs=0.15)
+    error = np.mean((result.astype(float) - clean.astype(float)) ** 2)
+    assert row["psnr_denoised_db"] == pytest.approx(10 * np.log10(top**2 / error), abs=0.01)
+    assert 0.5 < row["ssim_denoised"] <= 1
+
+
+def test_the_file_says_what_was_done(settings: Settings) -> None:
+    steps(settings, np.zeros((20, 20), np.uint8))
+    with tifffile.TiffFile(settings.images / "a.tif") as tif:
+        assert tif.pages[0].software.endswith("(nl-bayes fast)")  # type: ignore[union-attr]

@@ -15,6 +15,7 @@ from prefect.context import TaskRunContext
 
 from denoise_core import __version__
 from tasks.add_noise import add_noise
+from tasks.blocks import denoise_in_blocks, in_blocks
 from tasks.denoise import denoise
 from tasks.evaluate import evaluate
 from tasks.faults import RETRY_SECONDS, is_out_of_memory, stop_if_interrupted
@@ -120,6 +121,9 @@ def _steps(work: Work, settings: Settings, *, seen: bool) -> None:
             run: Callable[..., None] = function if seen else function.fn
             run(work, *arguments)
 
+    if in_blocks(work.source, settings):
+        step(denoise_in_blocks, settings)
+        return
     step(load, settings)
     if settings.style is not None:
         step(stylize, settings)

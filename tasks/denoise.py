@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from prefect import task
 
 from denoise_core import methods
 from denoise_core.errors import DenoiseError
+from denoise_core.methods.frames import Stack
 from tasks import activity
 from tasks.faults import stop_if_interrupted
 from tasks.settings import Settings
@@ -51,21 +53,41 @@ def denoise(work: Work, settings: Settings, *, step: str = "denoise") -> None:  
 
 
 def _denoise(work: Work, settings: Settings) -> None:
-    if work.noisy is None or work.image is None:
+    if work.noisy is None or work.image is None or work.intensities is None:
         raise RuntimeError("the image was not loaded")
-    height, width = work.noisy.shape[1:3]
+    check_size(work.noisy.shape[1:], settings)
+    work.denoised = np.empty_like(work.noisy)
+    with timed(work, settings):
+        if settings.method == "zs-fit":
+            arrangement = work.intensities.arrangement
+            stacks = [work.noisy[arrangement.stack(number)] for number in range(arrangement.stacks)]
+            zs_fit(work, settings, stacks, functools.partial(_keep, work.denoised))
+        else:
+            each_frame(work, settings, work.noisy, functools.partial(_keep, work.denoised))
+
+
+def _keep(denoised: np.ndarray, planes: Sequence[int], pixels: np.ndarray) -> None:
+    for plane, found in zip(planes, pixels, strict=True):
+        denoised[plane] = found
+
+
+def check_size(shape: tuple[int, ...], settings: Settings) -> None:
+    """Refuse an image (H, W, C) that the method cannot take."""
+    height, width = shape[:2]
     method = methods.METHODS[settings.method]
     if min(height, width) < method.min_size:
         raise ImageTooSmall(
             f"{height} × {width} pixels; {method.name} needs at least {method.min_size} × {method.min_size}"
         )
     if settings.method == "zs-n2n" and settings.device.name == "cpu":
-        _check_memory(work.noisy.shape[1:], settings)
+        _check_memory(shape, settings)
+
+
+@contextmanager
+def timed(work: Work, settings: Settings) -> Iterator[None]:
+    """Around the method: the row tells when it ran, and on what."""
     started_at = now()
-    if settings.method == "zs-fit":
-        _zs_fit(work, settings)
-    else:
-        _each_frame(work, settings)
+    yield
     fill(work.row, device=settings.device.name, threads=settings.device.threads)
     if settings.method != "none":
         fill(work.row, fit_started_at=started_at, fit_finished_at=now())
@@ -73,11 +95,14 @@ def _denoise(work: Work, settings: Settings) -> None:
         fill(work.row, precision=settings.device.precision)
 
 
-def _zs_fit(work: Work, settings: Settings) -> None:
-    """One fit for all frames of a stack, or the directory's network; scope image takes each frame for an image."""
-    from denoise_core.methods import zs_fit
+PutPlanes = Callable[[Sequence[int], np.ndarray], None]
+"""Takes denoised planes on the unit scale, by their numbers."""
 
-    assert work.noisy is not None
+
+def zs_fit(work: Work, settings: Settings, stacks: Sequence[Stack], put: PutPlanes) -> None:
+    """One fit for all frames of a stack, or the directory's network; scope image takes each frame for an image."""
+    from denoise_core.methods import zs_fit as method
+
     assert work.intensities is not None
     arrangement = work.intensities.arrangement
     channels = arrangement.channels
@@ -86,12 +111,13 @@ def _zs_fit(work: Work, settings: Settings) -> None:
         kinds = " and ".join(str(number) for number, _, _ in settings.models)
         raise NoModel(f"the image has {channels} channels, and the model is for {kinds}")
     model, digest = (None, None) if path is None else (load_model(*path), path[1])
-    work.denoised = np.empty_like(work.noisy)
-    results = []
-    for number in range(arrangement.stacks):
-        stack = arrangement.stack(number)
-        result = zs_fit.denoise(
-            work.noisy[stack],
+
+    def put_stack(first: int, frames: Sequence[int], pixels: np.ndarray) -> None:
+        put([first + frame for frame in frames], pixels)
+
+    results = [
+        method.denoise(
+            stack,
             preset=settings.preset,
             seed=settings.seed,
             device=settings.device,
@@ -99,9 +125,10 @@ def _zs_fit(work: Work, settings: Settings) -> None:
             model=model,
             fit_own=not settings.given_model,
             by_frame=settings.scope == "image",
+            put=functools.partial(put_stack, number * arrangement.frames),
         )
-        work.denoised[stack] = result.pixels
-        results.append(replace(result, pixels=work.denoised[:0]))
+        for number, stack in enumerate(stacks)
+    ]
     for remark in dict.fromkeys(result.remark for result in results if result.remark is not None):
         work.remark(remark)
     scope = settings.scope
@@ -133,16 +160,16 @@ def _told(work: Work, results: list[Result]) -> dict[str, Any]:
     }
 
 
-def _each_frame(work: Work, settings: Settings) -> None:
+def each_frame(work: Work, settings: Settings, planes: Iterable[np.ndarray], put: PutPlanes) -> None:
     """The methods of one image, on the frames one after another."""
-    assert work.noisy is not None
-    assert work.image is not None
+    assert work.intensities is not None
+    arrangement = work.intensities.arrangement
+    number_of_planes = arrangement.stacks * arrangement.frames
     # Bytes are fitted on [0, 1] as published; deeper data seldom fill their type, so their own range is mapped there.
-    eight_bit = work.image.pixels.dtype.itemsize == 1
-    work.denoised = np.empty_like(work.noisy)
+    eight_bit = work.intensities.dtype.itemsize == 1
     steps = restarts = 0
     fit_seconds = denoise_seconds = 0.0
-    for number, frame in enumerate(work.noisy):
+    for number, frame in enumerate(planes):
         result = methods.denoise(
             frame,
             method=settings.method,
@@ -150,9 +177,9 @@ def _each_frame(work: Work, settings: Settings) -> None:
             seed=settings.seed,
             device=settings.device,
             value_range=(0.0, 1.0) if eight_bit else methods.intensity_range(frame),
-            on_step=functools.partial(_tell, work, number, len(work.noisy)),
+            on_step=functools.partial(_tell, work, number, number_of_planes),
         )
-        work.denoised[number] = result.pixels
+        put([number], result.pixels[None])
         steps, restarts = steps + result.steps, restarts + result.restarts
         fit_seconds, denoise_seconds = fit_seconds + result.fit_seconds, denoise_seconds + result.denoise_seconds
     fill(

@@ -37,17 +37,17 @@ def _evaluate(work: Work) -> None:
     source = work.noisy if work.noisy_is_source else None
     pixels, clipped = intensities.stored(work.denoised, work.image.pixels, source)
     work.pixels = intensities.arrangement.back(pixels)
-    stacks = _Stacks(intensities)
+    stacks = Stacks(intensities)
     before, after = stacks.means(work.noisy), stacks.means(pixels, of_file=True)
     sigmas = stacks.each(diagnostics.sigma_estimate, work.noisy)
     levels = None if sigmas is None else [s * scale.width for s, scale in zip(sigmas, intensities.scales, strict=True)]
     fill(
         work.row,
         clipped_fraction=clipped,
-        mean_noisy=_mean(before),
-        mean_denoised=_mean(after),
-        residual_autocorrelation=_mean(stacks.each(diagnostics.residual_autocorrelation, work.noisy, work.denoised)),
-        sigma_estimate=_mean(levels),
+        mean_noisy=mean(before),
+        mean_denoised=mean(after),
+        residual_autocorrelation=mean(stacks.each(diagnostics.residual_autocorrelation, work.noisy, work.denoised)),
+        sigma_estimate=mean(levels),
         flags=None if levels is None else stacks.moved(before, after, levels),
     )
     if work.clean is not None:
@@ -55,7 +55,7 @@ def _evaluate(work: Work) -> None:
     work.clean = work.noisy = work.denoised = None
 
 
-def _score(work: Work, pixels: np.ndarray, stacks: _Stacks) -> None:
+def _score(work: Work, pixels: np.ndarray, stacks: Stacks) -> None:
     """PSNR and SSIM of the noisy image and of what will be written."""
     assert work.clean is not None
     assert work.noisy is not None
@@ -77,13 +77,13 @@ def _score(work: Work, pixels: np.ndarray, stacks: _Stacks) -> None:
         data_range=top,
         psnr_noisy_db=metrics.psnr(clean, noisy, data_range=data_range),
         psnr_denoised_db=metrics.psnr(clean, written, data_range=data_range),
-        ssim_noisy=_mean(stacks.each(ssim, clean, noisy, most=None)),
-        ssim_denoised=_mean(stacks.each(ssim, clean, written, most=None)),
+        ssim_noisy=mean(stacks.each(ssim, clean, noisy, most=None)),
+        ssim_denoised=mean(stacks.each(ssim, clean, written, most=None)),
     )
 
 
 @dataclass(frozen=True)
-class _Stacks:
+class Stacks:
     """Measures of the stacks of an image, each by itself."""
 
     intensities: Intensities
@@ -97,8 +97,8 @@ class _Stacks:
         missing, found = self.intensities.missing, []
         for stack, scale in zip(self._slices(), self.intensities.scales, strict=True):
             there: Any = True if missing is None else ~missing[stack]
-            mean = float(planes[stack].mean(dtype=np.float64, where=there)) if np.any(there) else math.nan
-            found.append(mean if of_file else mean * scale.width + scale.low)
+            value = float(planes[stack].mean(dtype=np.float64, where=there)) if np.any(there) else math.nan
+            found.append(value if of_file else value * scale.width + scale.low)
         return found
 
     def each(
@@ -121,13 +121,14 @@ class _Stacks:
         pixels = math.prod(self.intensities.arrangement.shape) / len(before)
         step = ROUNDING if self.intensities.dtype.kind != "f" else 0.0
         words = []
-        for number, (mean, now, sigma) in enumerate(zip(before, after, sigmas, strict=True)):
+        for number, (was, now, sigma) in enumerate(zip(before, after, sigmas, strict=True)):
             limit = STANDARD_ERRORS * sigma / math.sqrt(pixels) + step
-            if abs(now - mean) > limit:
+            if abs(now - was) > limit:
                 where = self.intensities.arrangement.place(number)
-                words.append(f"mean{where and f' of {where}'} moved by {now - mean:+.3g}, more than {limit:.2g}")
+                words.append(f"mean{where and f' of {where}'} moved by {now - was:+.3g}, more than {limit:.2g}")
         return "; ".join(words) or None
 
 
-def _mean(values: list[float] | None) -> float | None:
+def mean(values: list[float] | None) -> float | None:
+    """The mean; None of no values."""
     return sum(values) / len(values) if values else None

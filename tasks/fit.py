@@ -16,6 +16,7 @@ from prefect import task
 
 from tasks import activity
 from tasks.add_noise import add_noise
+from tasks.blocks import in_blocks, some_frames
 from tasks.faults import stop_if_interrupted
 from tasks.load import load
 from tasks.settings import Settings
@@ -116,9 +117,14 @@ def _stacks(chosen: Sequence[Source], most: int) -> list[tuple[Source, int]]:
 
 
 def _noisy(source: Source, stack: int, settings: Settings) -> Pixels | None:
-    """A stack's noisy pixels (F, H, W, C) as the chunk will see them; ``None`` for an image that cannot be read."""
+    """A stack's noisy pixels (F, H, W, C) as the chunk will see them; ``None`` for an image that cannot be read.
+
+    Of a stack that is done in blocks, some frames.
+    """
     stop_if_interrupted()
     work = Work(source, settings)
+    if in_blocks(source, settings):
+        return some_frames(work, settings, stack)
     load.fn(work, settings)
     if settings.style is not None and not work.failed:
         paint(work, settings)

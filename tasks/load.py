@@ -9,7 +9,7 @@ import numpy as np
 from prefect import task
 
 from denoise_core.errors import DenoiseError
-from denoise_core.images import Image, ImageError, cropped, decode
+from denoise_core.images import Image, ImageError, check_size, cropped, decode
 from tasks.arrangement import arrange
 from tasks.faults import SourceChanged
 from tasks.intensities import Intensities
@@ -27,6 +27,9 @@ class NoReference(DenoiseError):
 def load(work: Work, settings: Settings, *, step: str = "load") -> None:  # noqa: ARG001 - step names the task run
     """Set ``image`` and ``noisy``, and ``clean`` where there is a reference."""
     with guarded(work):
+        header = work.source.header
+        height, width = (header.shape[header.axes.index(axis)] for axis in "YX")
+        check_size(width, height, settings.max_pixels, planes=header.planes)  # before a byte of it is in memory
         try:
             data = read_below(settings.input, work.source.name)
         except FileNotFoundError:
@@ -35,7 +38,7 @@ def load(work: Work, settings: Settings, *, step: str = "load") -> None:  # noqa
             raise SourceChanged("the file changed while the run went on; the next run will do it")
         image = cropped(decode(data, max_pixels=settings.max_pixels), settings.crop)
         notes = list(image.notes)
-        header = replace(work.source.header, shape=image.pixels.shape)  # of what was cropped, if it was
+        header = replace(header, shape=image.pixels.shape)  # of what was cropped, if it was
         arrangement = arrange(header, work.source.channels)
         intensities, noisy = Intensities.of(image.pixels, arrangement, clean=settings.noise != "none")
         if intensities.missing is not None:

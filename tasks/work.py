@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -132,7 +133,14 @@ def guarded(work: Work) -> Iterator[None]:
 
 
 def read_below(root: Path, name: str) -> bytes:
-    """The bytes of a file of the input or reference, ``root`` itself where that is one file.
+    """The bytes of a file of the input or reference: see `open_below`."""
+    with open_below(root, name) as file:
+        return file.read()
+
+
+@contextmanager
+def open_below(root: Path, name: str) -> Iterator[BinaryIO]:
+    """A file of the input or reference, open for reading; ``root`` itself where that is one file.
 
     Raises:
         FileNotFoundError: the file is gone.
@@ -142,13 +150,14 @@ def read_below(root: Path, name: str) -> bytes:
     path = root / name if root.is_dir() else root
     try:
         # Not blocking: a pipe under a file's name would keep its reader, and the run, waiting for ever.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise SourceChanged("no longer a regular file")
-            return file.read()
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except FileNotFoundError:
         if not root.exists() or (
             root.is_dir() and not any(root.iterdir())
         ):  # an empty mount point is what a share leaves
             raise OSError(errno.ESTALE, "the input has vanished, all of it", str(root)) from None
         raise
+    with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise SourceChanged("no longer a regular file")
+        yield file

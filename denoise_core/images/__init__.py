@@ -35,16 +35,19 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise_core.images.atomic import remove_stale_temporaries, write_atomic
+from denoise_core.images.atomic import remove_stale_temporaries, write_atomic, writing
 from denoise_core.images.levels import Scale, changed, from_float, own_scale, to_float
 from denoise_core.images.missing import fill_missing
-from denoise_core.images.model import SUPPORTED, Header, Image, ImageError
+from denoise_core.images.model import SUPPORTED, Header, Image, ImageError, check_size, damage_told
 from denoise_core.images.signatures import describe, sniff
+
+if TYPE_CHECKING:
+    from denoise_core.images.tiff_planes import Planes
 
 __all__ = [
     "Header",
@@ -52,34 +55,54 @@ __all__ = [
     "ImageError",
     "Scale",
     "changed",
+    "check_size",
     "cropped",
     "decode",
     "encode",
     "fill_missing",
     "from_float",
+    "open_planes",
     "own_scale",
     "read_header",
     "remove_stale_temporaries",
     "sniff",
     "to_float",
     "write_atomic",
+    "writing",
 ]
 
 _HEAD_BYTES = 512
 
 
-def read_header(path: Path, *, max_pixels: int) -> Header:
+def read_header(path: Path, *, max_pixels: int, by_plane: bool = False) -> Header:
     """What the headers of the file at `path` say of its pixels; none are decoded.
 
-    `max_pixels` is how many to accept, all planes of a stack together. Raises ImageError for what cannot be processed as
+    `max_pixels` is how many to accept, all planes of a stack together; `by_plane`: of each plane, where the file is a TIFF
+    that has room for its pixels, since `open_planes` reads one at a time. Raises ImageError for what cannot be processed as
     far as headers tell; OSError, as for a file that is gone, passes through.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise ImageError(f"not a regular file; {SUPPORTED}")
     with path.open("rb") as file:
         container = _container(file.read(_HEAD_BYTES), path.suffix)
+        if by_plane and container == "tiff":
+            from denoise_core.images.tiff_series import read_series
+
+            with damage_told("tiff"):
+                return read_series(file, max_pixels, by_plane=True).header
         header: Header = _guarded(container, file, max_pixels=max_pixels)
         return header
+
+
+def open_planes(file: BinaryIO, *, max_pixels: int) -> Planes:
+    """The TIFF that is open as `file`, plane by plane; `max_pixels` is as for `read_header` by plane.
+
+    Raises ImageError for anything wrong with it, also when a plane is read; OSError passes through.
+    """
+    from denoise_core.images.tiff_planes import Planes
+
+    with damage_told("tiff"):
+        return Planes(file, max_pixels)
 
 
 def decode(data: bytes, *, max_pixels: int) -> Image:
@@ -161,20 +184,7 @@ def _container(head: bytes, suffix: str = "") -> str:
 def _guarded(container: str, source: bytes | BinaryIO, *, max_pixels: int) -> Any:
     """Call the container's decoder; a library's complaint about bad bytes becomes an ImageError."""
     module = _module(container)
-    try:
+    with damage_told(container):
         if isinstance(source, bytes):
             return module.decode(source, max_pixels=max_pixels)
         return module.read_header(source, max_pixels=max_pixels)
-    except (ImageError, MemoryError):
-        raise
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise _damaged(container, error) from error
-    except Exception as error:
-        raise _damaged(container, error) from error
-
-
-def _damaged(container: str, error: Exception) -> ImageError:
-    words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return ImageError(f"the {container.upper()} is damaged: {words[:200]}")

@@ -7,6 +7,8 @@ import errno
 import os
 import re
 import secrets
+from collections.abc import Iterator
+from io import BufferedRandom
 from pathlib import Path
 
 _SUFFIX = ".denoise-tmp"
@@ -18,16 +20,24 @@ _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM}
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that readers see the old file or the whole new one, also after a power cut.
+    """Write `data` to `path`, whole or not at all: see `writing`."""
+    with writing(path) as file:
+        file.write(data)
 
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BufferedRandom]:
+    """A file to write and to read that is at `path` once the block ends: readers see the old file or the whole new one.
+
+    So they do after a power cut.
     Missing parent folders are made. The data go to a temporary file beside the path first; it is removed if anything
     goes wrong, an interrupt included, and `remove_stale_temporaries` finds it after a kill. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_temporary_name(path.name))
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
+        with temporary.open("x+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)  # noqa: PTH105 the tests, and the docstring, speak of os.replace
@@ -39,7 +49,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def remove_stale_temporaries(folder: Path) -> int:
-    """Delete what killed calls of `write_atomic` left anywhere below `folder`; returns how many files.
+    """Delete what killed calls of `writing` left anywhere below `folder`; returns how many files.
 
     Links are neither followed nor deleted. Call it only while nothing else writes below the folder: a temporary in use
     looks no different. A missing folder holds none. Raises OSError where a file cannot be deleted.

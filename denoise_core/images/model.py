@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +66,20 @@ class Image:
     def header(self) -> Header:
         """The same facts as `read_header` gives."""
         return Header(self.container, self.axes, tuple(self.pixels.shape), self.dtype)
+
+
+@contextlib.contextmanager
+def damage_told(container: str) -> Iterator[None]:
+    """A library's complaint about bad bytes becomes an ImageError; faults of the disk and of memory pass through."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ImageError(f"the {container.upper()} is damaged: {words[:200]}") from error
 
 
 def check_size(width: int, height: int, max_pixels: int, *, planes: int = 1) -> None:

@@ -164,11 +164,11 @@ def open_source(file: BinaryIO) -> Source:
     return Source(file, size, order, big=True, first=struct.unpack(order + "Q", source.read(8, 8))[0])
 
 
-def numbers(data: bytes, code: int, tag: Tag | None, order: str) -> NDArray[np.uint64]:
-    """All values of a tag of integers in a file's bytes, none if it is absent."""
+def numbers(source: Source, code: int, tag: Tag | None) -> NDArray[np.uint64]:
+    """All values of a tag of integers, none if it is absent."""
     if tag is None:
         return np.empty(0, np.uint64)
-    return np.frombuffer(data, order + _integer(tag, code), tag.number, tag.value_at).astype(np.uint64)
+    return np.frombuffer(source.raw(tag), source.order + _integer(tag, code), tag.number).astype(np.uint64)
 
 
 def _integer(tag: Tag, code: int) -> str:
@@ -177,7 +177,7 @@ def _integer(tag: Tag, code: int) -> str:
     return INTEGERS[tag.type]
 
 
-def set_integers(out: io.BytesIO, source: Source, code: int, tag: Tag, values: list[int]) -> None:
+def set_integers(out: BinaryIO, source: Source, code: int, tag: Tag, values: list[int]) -> None:
     """Write a tag's values where they are, or as wider ones at the end of the file where they do not fit."""
     order, big = source.order, source.big
     if max(values) < 1 << (8 * TYPE_BYTES[tag.type]):
@@ -198,7 +198,7 @@ def set_integers(out: io.BytesIO, source: Source, code: int, tag: Tag, values: l
     put(out, at, data)  # the padding byte, if any, becomes zero
 
 
-def put(out: io.BytesIO, at: int, data: bytes | memoryview) -> None:
+def put(out: BinaryIO, at: int, data: bytes | memoryview) -> None:
     """Write `data` at byte `at`."""
     out.seek(at)
     out.write(data)

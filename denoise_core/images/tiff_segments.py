@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,18 @@ from denoise_core.images import jpeg
 from denoise_core.images.model import ImageError
 from denoise_core.images.tiff_layout import JPEG, NONE, PACKBITS, YCBCR, Layout
 
+ReadAt = Callable[[int, int], memoryview]
+"""Offset and size to the bytes of a file."""
+
 
 def decode_page(
-    data: bytes, layout: Layout, segments: Iterator[tuple[int, int]], samples: NDArray[Any], where: str
+    read: ReadAt, layout: Layout, segments: Iterator[tuple[int, int]], samples: NDArray[Any], where: str
 ) -> None:
-    """Fill `samples` (H, W, samples); `where` names the page in errors."""
-    view = memoryview(data)
+    """Fill `samples` (H, W, samples) from what `read` gives; `where` names the page in errors."""
     for number, ((offset, size), (plane, y, x)) in enumerate(zip(segments, layout.places(), strict=True)):
         rows, columns = min(layout.segment_height, layout.height - y), min(layout.segment_width, layout.width - x)
         try:
-            values = _decode_segment(view[offset : offset + size], layout, rows)
+            values = _decode_segment(read(offset, size), layout, rows)
         except ImageError as error:
             what = "tile" if layout.tiled else "strip"
             raise ImageError(f"{what} {number}{where} cannot be read: {error}") from error

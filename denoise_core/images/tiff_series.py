@@ -41,6 +41,9 @@ _LISTS = (STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES)
 _IN_A_ROW = ("imagej", "shaped")
 
 
+LEAST_BYTES = 1 / 16  # of a file for each of its pixels: noise does not compress so far, a file that does is made to
+
+
 @dataclass(frozen=True)
 class Page:
     """Where one plane's strips or tiles are listed; a plane without a directory of its own begins at `start`."""
@@ -106,13 +109,17 @@ class _Meaning:
         return math.prod(self.lengths)
 
 
-def read_series(file: BinaryIO, max_pixels: int) -> Series:
-    """Understand the directories of an open TIFF; raises ImageError for what is damaged or not supported."""
+def read_series(file: BinaryIO, max_pixels: int, *, by_plane: bool = False) -> Series:
+    """Understand the directories of an open TIFF; raises ImageError for what is damaged or not supported.
+
+    `max_pixels` is how many all planes may have; `by_plane` how many each may, where the file has room for all of them.
+    """
     source = open_source(file)
     survey = _survey(source)
     width, height, samples = dimensions(source, survey.first)
     meaning = _meaning(source, survey, {"Y": height, "X": width, "S": samples})
-    check_size(width, height, max_pixels, planes=meaning.planes)
+    there = source.size >= LEAST_BYTES * meaning.planes * width * height
+    check_size(width, height, max_pixels, planes=1 if by_plane and there else meaning.planes)
     pages, levels, own, shared = _pages(source, meaning)
     if meaning.in_a_row:
         pages = _in_a_row(source, survey.first, pages[0].layout, meaning.planes)

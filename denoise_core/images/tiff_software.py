@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from typing import BinaryIO
 
 from denoise_core.images.tiff_directories import Directory, Source, Tag, open_source, put
 
@@ -12,7 +13,7 @@ _SOFTWARE, _ASCII = 305, 2
 _INDEXED = (51123,)  # Micro-Manager
 
 
-def add_software(out: io.BytesIO, text: str) -> None:
+def add_software(out: BinaryIO, text: str) -> None:
     """Append `text` to the tag, or add the tag; every other tag and value stays.
 
     A directory without the tag has no room for it: it is written anew at the end of the file, and the file's header points
@@ -34,7 +35,7 @@ def add_software(out: io.BytesIO, text: str) -> None:
     _set_text(out, source, tag, before + between + text.encode("ascii") if before else text.encode("ascii"))
 
 
-def _set_text(out: io.BytesIO, source: Source, tag: Tag, text: bytes) -> None:
+def _set_text(out: BinaryIO, source: Source, tag: Tag, text: bytes) -> None:
     """Make the text a tag's value: at the end of the file, or in the entry if it fits."""
     kind, inline = ("HHQ", 8) if source.big else ("HHI", 4)
     data = text + b"\0"
@@ -46,7 +47,7 @@ def _set_text(out: io.BytesIO, source: Source, tag: Tag, text: bytes) -> None:
     put(out, tag.entry_at, struct.pack(source.order + kind, _SOFTWARE, _ASCII, len(data)) + value)
 
 
-def _add_tag(out: io.BytesIO, source: Source, directory: Directory, text: str) -> None:
+def _add_tag(out: BinaryIO, source: Source, directory: Directory, text: str) -> None:
     """The directory once more at the end of the file, with an entry for the tag."""
     count_form, step, link_form = ("Q", 20, "Q") if source.big else ("H", 12, "I")
     head = struct.calcsize("<" + count_form)
@@ -62,7 +63,7 @@ def _add_tag(out: io.BytesIO, source: Source, directory: Directory, text: str) -
     _set_text(out, source, Tag(_ASCII, 0, 0, at + head + place * step), text.encode("ascii"))
 
 
-def _end(out: io.BytesIO) -> int:
+def _end(out: BinaryIO) -> int:
     """The end of the file, at an even byte."""
     end = out.seek(0, io.SEEK_END)
     if end % 2:

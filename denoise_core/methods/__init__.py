@@ -318,16 +318,24 @@ def intensity_range(pixels: npt.NDArray[np.generic]) -> tuple[float, float]:
     """
     if pixels.size == 0:
         raise ValueError(f"The image has no pixels (shape {pixels.shape}).")
-    # Beyond some four million pixels the percentiles of every n-th say the same; sorting them all costs seconds.
-    flat = pixels.reshape(-1)
-    every = max(1, flat.size // 4_000_000)
-    every += every % 2 == 0  # odd, so that no checkerboard or two-channel phase is left out
-    sample = flat[::every].astype(np.float64)
-    lo, hi = (float(value) for value in np.percentile(sample, (0.1, 99.9)))
+    sample = pixels.reshape(-1)[:: every_nth(pixels.size)]
+    return robust_range(sample, lambda: (float(pixels.min()), float(pixels.max())))
+
+
+def every_nth(size: int) -> int:
+    """Of so many values, the how manieth each are enough for their percentiles: sorting them all costs seconds."""
+    every = max(1, size // 4_000_000)
+    return every + (every % 2 == 0)  # odd, so that no checkerboard or two-channel phase is left out
+
+
+def robust_range(sample: npt.NDArray[np.generic], extremes: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """`intensity_range` of an image by a `sample` of its values, and its least and greatest value, if they are needed."""
+    values = sample.astype(np.float64)
+    lo, hi = (float(value) for value in np.percentile(values, (0.1, 99.9)))
     if not (np.isfinite(lo) and np.isfinite(hi)):
         raise ValueError("The image has NaN or infinite pixels: there is no intensity range.")
     if not lo < hi:
-        lo, hi = float(pixels.min()), float(pixels.max())
+        lo, hi = extremes()
     if not lo < hi:
         half = max(1.0, abs(lo)) / 2
         lo, hi = lo - half, hi + half

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import nn
 from denoise_core import noise
 from denoise_core.device import Device
 from denoise_core.methods import FitDiverged, Pixels, Step, zs_fit
+from denoise_core.methods.frames import Frames
 from denoise_core.methods.zs_fit import application, noise_level, optimiser
 from denoise_core.methods.zs_fit.fitting import Fitted, Plan, Size, fit
 from denoise_core.methods.zs_fit.model import ModelError, read_model, write_model
@@ -502,12 +504,40 @@ def test_a_long_stack_is_done_in_parts_of_its_frames(photo: np.ndarray, monkeypa
     assert prepared is not None
 
     def run() -> Pixels:
-        return application.apply(y, prepared.stabiliser, None, window=8, device=CPU, on_share=lambda _: None)
+        blocks = application.apply(y, prepared.stabiliser, None, window=8, device=CPU, on_share=lambda _: None)
+        return np.concatenate([pixels for _, pixels in blocks])
 
     in_parts = run()
     assert len(list(application.parts_of(y.shape, 8, 1))) == 3
     monkeypatch.setattr(application, "HOPS", 100)
     assert np.array_equal(run(), in_parts)
+
+
+@pytest.mark.parametrize("kind", ["moving", "colours", "one noisier frame"])
+def test_frames_that_are_not_in_memory_have_the_same_result(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    frames, channels = (5, 3) if kind == "colours" else (11, 1)
+    y, x, f, c = np.ix_(range(64), range(64), range(frames), range(channels))
+    scene = 0.5 + 0.2 * np.sin((x + (9 if kind == "moving" else 0) * f + c) / 7) * np.cos(y / 9)
+    noise = rng.normal(0, 0.05, scene.shape) * np.array([1, 2, 1])[:channels]
+    noise[:, :, 2] *= 4 if kind == "one noisier frame" else 1
+    noisy = (scene + noise).transpose(2, 0, 1, 3).astype(np.float32)
+    held = 0
+    found = np.full_like(noisy, np.nan)
+
+    def put(numbers: Sequence[int], pixels: Pixels) -> None:
+        nonlocal held
+        held = max(held, len(numbers))
+        assert np.isnan(found[list(numbers)]).all(), "each once"
+        found[list(numbers)] = pixels
+
+    options = {"preset": "fast", "seed": 0, "device": CPU, "on_step": quiet}
+    whole = zs_fit.denoise(noisy, **options)
+    in_blocks = zs_fit.denoise(Frames(noisy.__getitem__, noisy.shape, 4), put=put, **options)
+    assert np.array_equal(found, whole.pixels)
+    assert (in_blocks.kept, in_blocks.window, in_blocks.noise) == (whole.kept, whole.window, whole.noise)
+    assert held < frames
+    assert in_blocks.pixels.size == 0
 
 
 def test_images_of_several_kinds_of_content_are_not_made_worse(photo: np.ndarray) -> None:

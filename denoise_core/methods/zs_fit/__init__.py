@@ -13,6 +13,8 @@ No clean image and no weights from elsewhere take part.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from denoise_core.device import Device
 from denoise_core.methods import FitDiverged, OnStep, Pixels, Step
+from denoise_core.methods.frames import Gathered, Put, Stack, blocks_of, chosen, in_memory
 from denoise_core.methods.zs_fit.application import apply
 from denoise_core.methods.zs_fit.channels import arrange
 from denoise_core.methods.zs_fit.fitting import Fitted, Plan, Size, derived_seed, fit, in_threads
@@ -66,6 +69,7 @@ PRESETS = {
     ),
 }
 
+NO_PIXELS = np.empty((0, 0, 0, 0), np.float32)
 ESTIMATE, FITTED, MODEL, REFINED, NOISY = "estimate", "fitted", "model", "refined", "noisy"
 
 
@@ -73,10 +77,10 @@ ESTIMATE, FITTED, MODEL, REFINED, NOISY = "estimate", "fitted", "model", "refine
 class Result:
     """A denoised stack and what it took.
 
-    `pixels` has the noisy one's shape and scale and is not clamped. `kept` is what it was made with: "estimate" (the
-    non-local estimate alone), "fitted" (with a network of its own), "model" (with the directory's), "refined" (with the
-    directory's, fitted further to this image), "noisy" (there was no noise to remove). `window` is how many frames were
-    estimated together. `remark` says why nothing was removed, or no network was fitted.
+    `pixels` has the noisy one's shape and scale and is not clamped; it has no frames where they were put elsewhere. `kept` is
+    what it was made with: "estimate" (the non-local estimate alone), "fitted" (with a network of its own), "model" (with the
+    directory's), "refined" (with the directory's, fitted further to this image), "noisy" (there was no noise to remove).
+    `window` is how many frames were estimated together. `remark` says why nothing was removed, or no network was fitted.
     """
 
     pixels: Pixels
@@ -91,7 +95,7 @@ class Result:
 
 
 def denoise(
-    noisy: Pixels,
+    noisy: Stack,
     *,
     preset: str,
     seed: int,
@@ -100,13 +104,14 @@ def denoise(
     model: Fitted | None = None,
     fit_own: bool = True,
     by_frame: bool = False,
+    put: Put | None = None,
 ) -> Result:
     """Denoise a stack of frames, or one image as a stack of one.
 
     Parameters
     ----------
-    noisy : (F, H, W, C) float32
-        On any scale, finite, H and W at least 8.
+    noisy : (F, H, W, C) float32, or Frames
+        On any scale, finite, H and W at least 8. An array and Frames of the same pixels have the same result.
     preset : str
         "fast" or "best".
     seed : int
@@ -121,6 +126,8 @@ def denoise(
         Whether to fit to this image: its own network, or a given one further.
     by_frame : bool
         Take every frame for an image of its own, as is always done where the noise of the frames differs.
+    put : callable, optional
+        Is given the denoised frames as they are made, each once; the result's `pixels` are then of no frame.
 
     Raises
     ------
@@ -129,18 +136,29 @@ def denoise(
     """
     if model is not None and model.layout.channels != noisy.shape[3]:
         raise ValueError(f"The model is for {model.layout.channels} channels, and this image has {noisy.shape[3]}.")
+    if put is None:
+        whole = Gathered(noisy.shape)
+        found = denoise(
+            noisy, preset=preset, seed=seed, device=device, on_step=on_step, model=model, fit_own=fit_own, by_frame=by_frame,
+            put=whole.put,
+        )  # fmt: skip
+        return replace(found, pixels=whole.pixels)
     channels = arrange(noisy)
     options = {"preset": preset, "seed": seed, "device": device, "fit_own": fit_own, "by_frame": by_frame}
     if channels is None:
-        return _denoise(noisy, on_step, model=model, **options)  # type: ignore[arg-type]
+        return _denoise(noisy, on_step, put, model=model, **options)  # type: ignore[arg-type]
+
+    def put_back(frames: Sequence[int], found: Pixels) -> None:
+        put(frames, channels.put_back(in_memory(noisy, frames), found))
+
     model = model if model is not None and model.layout.channels == len(channels.kept) else None
-    found = _denoise(channels.taken(noisy), on_step, model=model, **options)  # type: ignore[arg-type]
-    return replace(found, pixels=channels.put_back(noisy, found.pixels))
+    return _denoise(channels.taken(noisy), on_step, put_back, model=model, **options)  # type: ignore[arg-type]
 
 
 def _denoise(
-    noisy: Pixels,
+    noisy: Stack,
     on_step: OnStep,
+    put: Put,
     *,
     preset: str,
     seed: int,
@@ -152,24 +170,26 @@ def _denoise(
     """`denoise`, all channels alike."""
     started = time.perf_counter()
 
-    def one(frames: Pixels, tell: OnStep) -> Result:
+    def one(frames: Stack, tell: OnStep, put: Put) -> Result:
         return _denoise(
-            frames, tell, preset=preset, seed=seed, device=device, model=model, fit_own=fit_own, by_frame=False
+            frames, tell, put, preset=preset, seed=seed, device=device, model=model, fit_own=fit_own, by_frame=False
         )
 
     if by_frame and len(noisy) > 1:
-        return _apart(noisy, [[i] for i in range(len(noisy))], on_step, one)
+        return _apart(noisy, [[i] for i in range(len(noisy))], on_step, put, one)
     odd = unlike(noisy)
     if odd:
         others = [i for i in range(len(noisy)) if i not in set(odd)]
-        return _apart(noisy, [others, *([i] for i in odd)], on_step, one)
+        return _apart(noisy, [others, *([i] for i in odd)], on_step, put, one)
     levels = noise_of_frames(noisy)
     if len(noisy) > 1 and not alike(noisy, levels):
-        return _apart(noisy, [[i] for i in range(len(noisy))], on_step, one)
+        return _apart(noisy, [[i] for i in range(len(noisy))], on_step, put, one)
     noise, prepared = prepare(noisy, levels, device)
     if prepared is None:
         why = "too small to tell its noise" if noise is None else "no noise that could be removed was found"
-        return Result(noisy.copy(), NOISY, noise, 1, 0, 0, time.perf_counter() - started, 0.0, why)
+        for frames in blocks_of(noisy):
+            put(frames, in_memory(noisy, frames).copy())
+        return Result(NO_PIXELS, NOISY, noise, 1, 0, 0, time.perf_counter() - started, 0.0, why)
     plans = PRESETS[preset]
     generator = torch.Generator().manual_seed(derived_seed("windows", seed, 0))
     share = _Share(on_step)
@@ -184,7 +204,8 @@ def _denoise(
         )
     fitted_at = time.perf_counter()
     show = share.part(0.4, 1.0)
-    pixels = apply(
+    least, greatest = noisy.min(), noisy.max()
+    blocks = apply(
         noisy,
         prepared.stabiliser,
         own,
@@ -192,17 +213,21 @@ def _denoise(
         device=device,
         on_share=lambda s: show(Step(round(100 * s), 100, None)),
     )
-    np.clip(pixels, noisy.min(), noisy.max(), out=pixels)  # an average of noisy pixels lies between them
-    flat = (noisy == noisy[:, :1, :1]).all(axis=(1, 2, 3))
-    pixels[flat] = noisy[flat]  # a closed shutter, an overflow: neighbours have nothing to tell of it
+    with contextlib.closing(blocks):
+        for frames, pixels in blocks:
+            before = in_memory(noisy, frames)
+            np.clip(pixels, least, greatest, out=pixels)  # an average of noisy pixels lies between them
+            flat = (before == before[:, :1, :1]).all(axis=(1, 2, 3))
+            pixels[flat] = before[flat]  # a closed shutter, an overflow: neighbours have nothing to tell of it
+            put(frames, pixels)
     done_at = time.perf_counter()
     if remark is not None:
         remark = f"no network: {remark}"
-    return Result(pixels, kept, noise, window, steps, restarts, fitted_at - started, done_at - fitted_at, remark)
+    return Result(NO_PIXELS, kept, noise, window, steps, restarts, fitted_at - started, done_at - fitted_at, remark)
 
 
 def fit_directory(
-    samples: Sequence[Callable[[], Pixels | None]], *, preset: str, seed: int, device: Device, on_step: OnStep
+    samples: Sequence[Callable[[], Stack | None]], *, preset: str, seed: int, device: Device, on_step: OnStep
 ) -> Fitted | None:
     """One network for all `samples`, each of which gives a stack (F, H, W, C) of as many channels, or None.
 
@@ -250,23 +275,30 @@ def estimate_only(noisy: Pixels, *, device: Device, on_step: OnStep) -> Result:
 
 
 def _apart(
-    noisy: Pixels, parts: Sequence[Sequence[int]], on_step: OnStep, one: Callable[[Pixels, OnStep], Result]
+    noisy: Stack,
+    parts: Sequence[Sequence[int]],
+    on_step: OnStep,
+    put: Put,
+    one: Callable[[Stack, OnStep, Put], Result],
 ) -> Result:
     """Parts of a stack's frames one after another, as one result: what most frames kept, the noise of the largest part."""
     share = _Share(on_step)
-    pixels = np.empty_like(noisy)
     found: list[Result] = []
     done = 0
+
+    def put_part(part: Sequence[int], frames: Sequence[int], pixels: Pixels) -> None:
+        put([part[frame] for frame in frames], pixels)
+
     for part in parts:
         tell = share.part(done / len(noisy), (done + len(part)) / len(noisy))
-        result = one(noisy[part], tell)
-        pixels[part] = result.pixels
-        found.append(replace(result, pixels=pixels))
+        # A frame by itself is looked at as often as need be.
+        frames = in_memory(noisy, part) if len(part) == 1 else chosen(noisy, part)
+        found.append(one(frames, tell, functools.partial(put_part, part)))
         done += len(part)
     kept = [result.kept for part, result in zip(parts, found, strict=True) for _ in part]
     largest = max(range(len(parts)), key=lambda number: (len(parts[number]), -abs(number - len(parts) // 2)))
     return Result(
-        pixels,
+        NO_PIXELS,
         max(sorted(set(kept)), key=kept.count),
         found[largest].noise,
         found[largest].window,

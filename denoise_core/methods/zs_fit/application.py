@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from denoise_core.device import Device
 from denoise_core.methods import Pixels
+from denoise_core.methods.frames import Frames, Stack
 from denoise_core.methods.nl_bayes import ALIGN, HALO, nl_bayes
 from denoise_core.methods.zs_fit.fitting import Fitted, in_threads
 from denoise_core.methods.zs_fit.network import self_ensemble
@@ -37,20 +39,20 @@ class Part(NamedTuple):
 
 
 def apply(
-    noisy: Pixels,
+    noisy: Stack,
     stabiliser: Stabiliser,
     fitted: Fitted | None,
     *,
     window: int,
     device: Device,
     on_share: Callable[[float], None],
-) -> Pixels:
-    """The denoised stack: noisy (F, H, W, C) to the same shape and scale, by the non-local estimate and `fitted`, if any.
+) -> Generator[tuple[range, Pixels], None, None]:
+    """The denoised frames of noisy (F, H, W, C), on its scale, by the non-local estimate and `fitted`, if any.
 
-    `window` frames are estimated together; `on_share` is told how much is done, 0 to 1. The parts reach as far into each
-    other as a pixel's result depends on: cutting a stack up changes nothing.
+    They come in blocks, each with the numbers of its frames: all of an array at once, of `Frames` some at a time. `window`
+    frames are estimated together; `on_share` is told how much is done, 0 to 1. The parts reach as far into each other as a
+    pixel's result depends on: cutting a stack up changes nothing.
     """
-    result = np.empty_like(noisy)
     parts = list(parts_of(noisy.shape, window, device.threads if device.name == "cpu" else 1))
     parameters = None if fitted is None else fitted.parameters(device)
     radius = 0 if fitted is None else fitted.layout.radius
@@ -73,14 +75,30 @@ def apply(
                     found = _corrected(
                         parameters, z[frame - before], estimate[frame - before], inside, radius, check=check
                     )
-                result[frame, part.top : part.bottom] = stabiliser.back(found.permute(1, 2, 0).cpu().numpy())
+                pixels = stabiliser.back(found.permute(1, 2, 0).cpu().numpy())
+                result[frame - frames.start, part.top : part.bottom] = pixels
 
     # Side by side only where each has a core to itself: on a GPU parts would only share its memory.
     with in_threads(min(device.threads, len(parts)) if device.name == "cpu" else 1) as run:
-        for _ in run(work, parts):
-            done += 1
-            on_share(done / len(parts))
-    return result
+        for block in _blocks(parts, noisy.at_once if isinstance(noisy, Frames) else len(noisy)):
+            frames = range(block[0].first, block[-1].last)
+            result = np.empty((len(frames), *noisy.shape[1:]), np.float32)
+            for _ in run(work, block):
+                done += 1
+                on_share(done / len(parts))
+            yield frames, result
+
+
+def _blocks(parts: Sequence[Part], frames: int) -> Iterator[list[Part]]:
+    """The parts in blocks of whole frames: so many, or as many as one part has."""
+    block: list[Part] = []
+    for _, of_the_same in itertools.groupby(parts, key=lambda part: part.first):
+        group = list(of_the_same)
+        if block and group[0].last - block[0].first > frames:
+            yield block
+            block = []
+        block += group
+    yield block
 
 
 def parts_of(shape: tuple[int, ...], window: int, threads: int) -> Iterator[Part]:

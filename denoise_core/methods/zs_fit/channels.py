@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from denoise_core.methods import Pixels
+from denoise_core.methods.frames import Frames, Stack
 from denoise_core.methods.zs_fit.noise_level import NoiseLevel, estimate, thinned
 
 FRAMES_LOOKED_AT = 3
@@ -24,10 +25,14 @@ class Channels:
     factors: tuple[float, ...]
     copies: tuple[tuple[int, int], ...]  # a channel, and the place among `kept` of the one that it is a copy of
 
-    def taken(self, stack: Pixels) -> Pixels:
+    def taken(self, stack: Stack) -> Stack:
         """(F, H, W, C) to (F, H, W, number kept)."""
-        scaled: Pixels = stack[..., self.kept] * np.array(self.factors, np.float32)
-        return scaled
+
+        def of(pixels: Pixels) -> Pixels:
+            scaled: Pixels = pixels[..., self.kept] * np.array(self.factors, np.float32)
+            return scaled
+
+        return stack.mapped(of, len(self.kept)) if isinstance(stack, Frames) else of(stack)
 
     def put_back(self, stack: Pixels, result: Pixels) -> Pixels:
         """The whole stack again: `result` of those that were taken, the others as they are in `stack`."""
@@ -38,7 +43,7 @@ class Channels:
         return whole
 
 
-def arrange(stack: Pixels) -> Channels | None:
+def arrange(stack: Stack) -> Channels | None:
     """What is to be done about the channels of a stack (F, H, W, C) first; None where nothing is.
 
     Constant channels and such without noise are left as they are, unless all are.
@@ -50,7 +55,7 @@ def arrange(stack: Pixels) -> Channels | None:
     copies: list[tuple[int, int]] = []
     levels: list[tuple[float, float]] = []
     for channel in range(stack.shape[3]):
-        of = [place for place, other in enumerate(kept) if np.array_equal(stack[..., channel], stack[..., other])]
+        of = [place for place, other in enumerate(kept) if _same(stack, channel, other)]
         if of:
             copies.append((channel, of[0]))
             continue
@@ -64,6 +69,10 @@ def arrange(stack: Pixels) -> Channels | None:
     return (
         None if len(kept) == stack.shape[3] and set(factors) == {1.0} else Channels(tuple(kept), factors, tuple(copies))
     )
+
+
+def _same(stack: Stack, one: int, other: int) -> bool:
+    return all(np.array_equal(frame[..., one], frame[..., other]) for frame in stack)
 
 
 def _level(frames: Pixels) -> tuple[float, float] | None:

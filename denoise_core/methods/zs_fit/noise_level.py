@@ -22,6 +22,8 @@ import numpy.typing as npt
 from scipy.fft import dct
 from scipy.special import ndtr
 
+from denoise_core.methods.frames import Stack
+
 Pixels = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 
@@ -257,7 +259,7 @@ class Stabiliser:
     high: float = math.inf
 
     @classmethod
-    def of(cls, noise: NoiseLevel, noisy: Pixels) -> Stabiliser:
+    def of(cls, noise: NoiseLevel, noisy: Stack) -> Stabiliser:
         """For the image that the noise was estimated from."""
         if noise.gain > 0:
             black = max(0.0, -noise.offset / noise.gain)  # the variance is 0 there: a camera's offset
@@ -311,7 +313,7 @@ class Stabiliser:
         return mean
 
 
-def thinned(stack: Pixels, most: int = 1_000_000) -> Pixels:
+def thinned(stack: Stack, most: int = 1_000_000) -> Pixels:
     """At most about `most` values of a stack (F, H, W, C), from all over its rows and columns."""
     every = math.ceil(math.sqrt(stack.size / most))
     return stack[:, ::every, ::every]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from denoise_core.device import Device
 from denoise_core.methods import OnStep, Pixels, Step
+from denoise_core.methods.frames import Stack, chosen
 from denoise_core.methods.zs_fit.application import estimated, to_tensor
 from denoise_core.methods.zs_fit.channels import least_noise
 from denoise_core.methods.zs_fit.noise_level import NoiseLevel, Stabiliser, by_details, estimate, thinned
@@ -36,7 +37,7 @@ MOST_UNLIKE = 1.6  # between the noise levels of frames that are taken for one s
 class Prepared:
     """A stack (F, H, W, C) and its noise."""
 
-    noisy: Pixels
+    noisy: Stack
     noise: NoiseLevel
     stabiliser: Stabiliser
     device: Device
@@ -123,7 +124,7 @@ class Prepared:
         return to_tensor(self.stabiliser.forward(part)).to(self.device.name), valid.to(self.device.name)
 
 
-def prepare(noisy: Pixels, levels: Sequence[NoiseLevel], device: Device) -> tuple[NoiseLevel | None, Prepared | None]:
+def prepare(noisy: Stack, levels: Sequence[NoiseLevel], device: Device) -> tuple[NoiseLevel | None, Prepared | None]:
     """The noise of a stack (F, H, W, C) from that of its frames, None where these are too small to tell.
 
     And the stack made ready, if it has noise.
@@ -150,21 +151,21 @@ def noise_of(found: Sequence[NoiseLevel]) -> NoiseLevel | None:
     return NoiseLevel(gain, offset, low, high, clipped, step)
 
 
-def noise_of_frames(noisy: Pixels) -> list[NoiseLevel]:
+def noise_of_frames(noisy: Stack) -> list[NoiseLevel]:
     """The noise of some frames of a stack (F, H, W, C), but of constant ones."""
     frames = noisy[:: -(-len(noisy) // FRAMES_LOOKED_AT)]
     levels = [estimate(frame) for frame in frames if frame.min() < frame.max()]
     return [level for level in levels if level is not None]
 
 
-def alike(noisy: Pixels, levels: Sequence[NoiseLevel]) -> bool:
+def alike(noisy: Stack, levels: Sequence[NoiseLevel]) -> bool:
     """Whether the noise of a stack's frames is of one level, as far as some of them tell."""
     middle = float(thinned(noisy).mean(dtype=np.float64))
     sigmas = [level.sigma(middle) for level in levels]
     return len(sigmas) < 2 or max(sigmas) <= MOST_UNLIKE * min(sigmas)
 
 
-def unlike(noisy: Pixels) -> list[int]:
+def unlike(noisy: Stack) -> list[int]:
     """The frames of a stack (F, H, W, C) whose noise is of another level than that of most: each is looked at."""
     frames, height, width, _ = noisy.shape
     if frames < 3 or height * width < LEAST_LOOKED_AT:
@@ -178,7 +179,7 @@ def unlike(noisy: Pixels) -> list[int]:
     others = [i for i in range(frames) if i not in set(suspects.tolist())]
     if not others or not len(suspects):
         return []
-    usual = noise_of(noise_of_frames(noisy[others]))
+    usual = noise_of(noise_of_frames(chosen(noisy, others)))
     found = []
     for i in suspects.tolist():  # it may be no more than brighter, or of a finer texture
         level, mean = estimate(noisy[i]), float(noisy[i].mean())

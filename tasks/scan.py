@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from denoise_core.errors import DenoiseError
-from denoise_core.images import read_header, sniff
+from denoise_core.images import ImageError, read_header, sniff, to_come
 from tasks import ledger
 from tasks.arrangement import renamed
 from tasks.faults import is_machine_fault, sentence, stop_if_interrupted
@@ -26,6 +26,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 """What a user takes for an image: such a file is done or fails, it is never passed over."""
 
+_ZARR = frozenset({".zgroup", ".zarray", "zarr.json"})  # one of them in a folder: its files are chunks of one image
 _BLOCK = 1 << 20
 _PAUSES = (0.5, 2.0)  # seconds before a file that the disk would not give is asked for again
 
@@ -171,8 +172,9 @@ def _row(name: str, reason: Exception) -> Row:
 def _walk(root: Path) -> Iterator[tuple[str, Path, DenoiseError | None]]:
     """Every file below ``root`` with its name below it; links that must not be followed come with an error.
 
-    Hidden files and folders are passed over. A link to a file below ``root`` is an image like any other; a link to a
-    folder is not followed, since it may lead round in a circle and what it shows lies elsewhere already.
+    Hidden files and folders are passed over, and an OME-Zarr folder is one image, which is refused. A link to a file below
+    ``root`` is an image like any other; a link to a folder is not followed, since it may lead round in a circle and what it
+    shows lies elsewhere already.
     """
     real_root = root.resolve()
     folders = [""]
@@ -184,6 +186,9 @@ def _walk(root: Path) -> Iterator[tuple[str, Path, DenoiseError | None]]:
             if not folder or is_machine_fault(error):
                 raise
             yield folder, root / folder, DenoiseError(f"the folder cannot be read: {sentence(error)}")
+            continue
+        if folder.endswith(".zarr") or _ZARR & {entry.name for entry in entries}:
+            yield folder or root.name, root / folder, ImageError(to_come("ome-zarr"))
             continue
         for entry in entries:
             if entry.name.startswith("."):

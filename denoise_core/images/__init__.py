@@ -44,7 +44,7 @@ from denoise_core.images.atomic import remove_stale_temporaries, write_atomic, w
 from denoise_core.images.levels import Scale, changed, from_float, own_scale, to_float
 from denoise_core.images.missing import fill_missing
 from denoise_core.images.model import SUPPORTED, Header, Image, ImageError, check_size, damage_told
-from denoise_core.images.signatures import describe, sniff
+from denoise_core.images.signatures import describe, sniff, to_come
 
 if TYPE_CHECKING:
     from denoise_core.images.tiff_planes import Planes
@@ -66,6 +66,7 @@ __all__ = [
     "read_header",
     "remove_stale_temporaries",
     "sniff",
+    "to_come",
     "to_float",
     "write_atomic",
     "writing",

@@ -12,9 +12,11 @@ import errno
 import hashlib
 import io
 import os
+import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
+import psutil
 from PIL import Image
 from skimage import data
 
@@ -286,6 +290,37 @@ def two_at_once(night: Night) -> None:
     assert differences(night.output, night.expected) == []
 
 
+@contextlib.contextmanager
+def address_space(more: int) -> Iterator[None]:
+    """No more memory for this process than it has and so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def memory_runs_out(night: Night) -> None:
+    """One image does not fit into the memory that the process may have."""
+    if not sys.platform.startswith("linux"):
+        raise Unavailable("only Linux holds a process to its address space")
+    images = night.folder / "images"
+    shutil.copytree(night.images, images)
+    side = 14_000  # 200 MB, and 800 MB more as float32
+    Image.fromarray(np.zeros((side, side), np.uint8)).save(images / "05-huge.png", compress_level=1)
+    with address_space(700_000_000):
+        status, said = night.run(images=images)
+    assert status == 1, said
+    latest = ledger.latest_rows(night.output)
+    assert latest["05-huge.png"]["status"] == table.FAILED
+    assert latest["05-huge.png"]["error"].startswith("memory ran out (")
+    assert night.check_what_is_there() == IMAGES, "all others are done"
+    (images / "05-huge.png").unlink()
+    assert night.run(images=images)[0] == 0
+    assert files(night.output) == night.expected.files
+
+
 FAULTS: tuple[Callable[[Night], None], ...] = (
     disk_full,
     output_read_only,
@@ -296,4 +331,5 @@ FAULTS: tuple[Callable[[Night], None], ...] = (
     clock_set_back,
     server_killed,
     two_at_once,
+    memory_runs_out,
 )

@@ -56,6 +56,27 @@ def test_a_name_that_is_no_unicode(tmp_path: Path) -> None:
     assert list(reasons(look(tmp_path / "in"))) == ["caf\\xe9.txt"]
 
 
+@pytest.mark.parametrize(
+    ("folder", "marker"),
+    [("night/a.ome.zarr", ".zgroup"), ("a.zarr", "zarr.json"), ("a.zarr", None), ("no ending", ".zarray")],
+)
+def test_an_ome_zarr_is_one_row(folder: str, marker: str | None, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for chunk in range(50):
+        (root / folder / "0" / "c" / str(chunk)).mkdir(parents=True)
+        (root / folder / "0" / "c" / str(chunk) / "0").write_bytes(b"chunk")
+    if marker is not None:
+        (root / folder / marker).write_text("{}")
+    png(root / "b.png")
+    found = look(root)
+    assert [source.name for source in found.todo] == ["b.png"]
+    (name, (status, error)), *others = reasons(found).items()
+    assert (name, status, others) == (folder, "failed", [])
+    assert error.startswith("an OME-Zarr image, a folder of chunks, for which the extra denoise-flows[zarr] is to come")
+    if marker is not None:
+        assert list(reasons(look(root / folder))) == [Path(folder).name]
+
+
 def test_links_out_loops_and_folders(tmp_path: Path) -> None:
     root = tmp_path / "in"
     png(root / "real.png")

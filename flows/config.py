@@ -210,7 +210,8 @@ class RunConfig(BaseModel):
         gt=0,
         le=1e6,
         allow_inf_nan=False,
-        description="Images with more pixels than this, in millions, are refused before anything is decoded.",
+        description="Images with more pixels than this, in millions, are refused before anything is decoded; of a TIFF stack "
+        "so large that it is done in blocks, each frame may have so many.",
     )
     on_existing: OnExisting = Field(
         default=OnExisting.RESUME,

@@ -79,7 +79,7 @@ def some_frames(work: Work, settings: Settings, stack: int) -> np.ndarray | None
     """Frames from all over a stack that is done in blocks (F, H, W, C), as it sees them; None where they cannot be read."""
     found: np.ndarray | None = None
     with guarded(work), _source(work, settings) as file:
-        laid = _Laid(open_planes(file, max_pixels=settings.max_pixels), work.source.arrangement)
+        laid = _Laid(open_planes(file, max_pixels=settings.max_pixels), work.source.arrangement, 2)
         laid.survey()
         frames = laid.stack(stack)
         found = frames[:: -(-len(frames) // _SOME)]
@@ -134,18 +134,19 @@ def _copy(file: BinaryIO, out: BinaryIO, sha256: str) -> None:
 
 def _denoise(work: Work, settings: Settings, planes: Planes, copy: Copy) -> None:
     arrangement = work.source.arrangement
-    laid = _Laid(planes, arrangement)
+    laid = _Laid(planes, arrangement, _NEIGHBOURS if settings.method == "zs-fit" else 2)
     check_size(laid.shape, settings)
     missing = laid.survey()
+    notes = ["a large stack: denoised and written some frames at a time"]
+    if missing:
+        notes.append(f"{missing:,} values that are NaN or infinite stay as they are")
     work.intensities = Intensities(arrangement, laid.dtype, laid.scales, None)
     fill(
         work.row,
+        note="; ".join(notes),
         value_low=[scale.low for scale in laid.scales],
         value_high=[scale.high for scale in laid.scales],
     )
-    if missing:
-        work.remark(f"{missing:,} values that are NaN or infinite stay as they are")
-    work.remark("larger than memory may be: denoised and written some frames at a time")
     tallies = [_Tally() for _ in range(arrangement.stacks)]
 
     def put(numbers: Sequence[int], found: np.ndarray) -> None:
@@ -165,10 +166,11 @@ def _denoise(work: Work, settings: Settings, planes: Planes, copy: Copy) -> None
 class _Laid:
     """The pages of an open stack as the planes (H, W, C) that the steps see, in the order of `Arrangement.planes`.
 
-    The pages that were read last are kept: what is done to neighbouring frames, and to their result, reads each once.
+    The pages that were read last are kept, those of so many frames at least: what is done to neighbouring frames, and to
+    their result, reads each once.
     """
 
-    def __init__(self, planes: Planes, arrangement: Arrangement) -> None:
+    def __init__(self, planes: Planes, arrangement: Arrangement, frames_kept: int) -> None:
         self._planes, self._arrangement = planes, arrangement
         header = planes.header
         self.dtype = np.dtype(header.dtype)
@@ -180,7 +182,7 @@ class _Laid:
         numbers = np.arange(math.prod(lengths)).reshape(lengths)
         of_planes = Arrangement(arrangement.axes, lengths, arrangement.frame, arrangement.joint).planes(numbers)
         self._pages, self._samples = np.divmod(of_planes.reshape(-1, arrangement.channels), planes.colours)
-        self._most_kept = max(2 * BLOCK_SAMPLES // math.prod(self.shape), _NEIGHBOURS) * len(np.unique(self._pages[0]))
+        self._most_kept = max(2 * BLOCK_SAMPLES // math.prod(self.shape), frames_kept) * len(np.unique(self._pages[0]))
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 

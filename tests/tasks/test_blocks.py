@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -314,3 +315,23 @@ def test_a_directory_is_fitted_to_some_frames(settings: Settings) -> None:
     assert np.array_equal(found[..., 0], (pixels[::3, 1] / np.float32(65535)).astype(np.float32))
     path.write_bytes(path.read_bytes()[:3000])
     assert fit._noisy(source, 1, settings) is None
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_memory_is_that_of_a_block_however_long_the_series(
+    compression: str | None, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "_AT_ONCE", 1 << 16)
+    settings, peaks = replace(settings, method="none"), []
+    for frames in (10, 80, 160):
+        # A strip a page: long lists of them are the one thing that grows.
+        write(settings.input / "a.tif", scene("TYX", T=frames, Y=192, X=160), "TYX", compression=compression)
+        tracemalloc.start()
+        try:
+            assert done(settings)["status"] == DONE
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[2] < peaks[1] + 80 * 4000, "a page's directory and no pixels"
+    assert peaks[2] < 160 * 192 * 160 * 2 / 2

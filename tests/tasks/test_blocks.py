@@ -83,7 +83,8 @@ def done(settings: Settings, name: str = "a.tif") -> Row:
     """The row of a file that went through the steps of a chunk."""
     path = settings.input / name
     header = read_header(path, max_pixels=settings.max_pixels, by_plane=True)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     work = Work(Source(name, digest, header, channels=settings.channels), settings)
     chunk._steps(work, settings, seen=False)
     return work.row

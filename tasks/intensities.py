@@ -66,10 +66,10 @@ class Intensities:
         for number, plane in enumerate(denoised):
             scale = self._scale_of(number)
             if noisy is None or self.own is not None:
-                pixels[number], share = from_float(plane, self.dtype, scale)
+                _, share = from_float(plane, self.dtype, scale, out=pixels[number])
             else:
                 before = planes[number] if self.missing is None else np.where(self.missing[number], 0, planes[number])
-                pixels[number], share = changed(before, plane - noisy[number], scale)
+                _, share = changed(before, plane - noisy[number], scale, out=pixels[number])
             clipped += share
         if self.missing is not None:
             pixels[self.missing] = planes[self.missing]

@@ -65,6 +65,7 @@ def scan(
     reference: Path | None = None,
     axes: str | None = None,
     channels: str = "auto",
+    noisy: bool = False,
 ) -> Scan:
     """List the images below ``root`` (or ``root`` itself): headers and digests only, no pixel is decoded.
 
@@ -77,6 +78,7 @@ def scan(
         reference: where the clean images lie under the same names; a changed one makes its image one to do.
         axes: what the axes are, whatever the files say.
         channels: see :func:`tasks.arrangement.arrange`.
+        noisy: an image whose noisy version was not kept, or is gone, is one to do.
 
     Raises:
         OSError: the input itself cannot be listed.
@@ -101,6 +103,7 @@ def scan(
                     reference_sha256=result.reference_sha256,
                     config_digest=config_digest,
                     output=output,
+                    noisy=noisy,
                 )
                 if done and row is not None:
                     found.done.append(row)

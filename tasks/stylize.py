@@ -8,6 +8,7 @@ import io
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,16 @@ def _go_on_with(work: Work, settings: Settings, pixels: np.ndarray, facts: dict[
     work.noisy, work.noisy_is_source = noisy, False
     stylized = text(_file(work, settings).relative_to(settings.output).as_posix()) if settings.keeps_stylized else None
     styles = " + ".join(text(path.name) for path in settings.style.images)
-    fill(work.row, style=styles, style_preset=settings.style.preset, stylized=stylized, **facts)
+    fill(work.row, style=styles, style_preset=_preset(settings.style), stylized=stylized, **facts)
+
+
+def _preset(style: Style) -> str:
+    """The preset by name, and what of it was changed: "best with steps 50, content_layers relu3_1"."""
+    changes = [
+        f"{name} {' '.join(value) if isinstance(value, tuple) else f'{value:g}' if isinstance(value, float) else value}"
+        for name, value in style.changes
+    ]
+    return " with ".join(filter(None, (style.preset, ", ".join(changes))))
 
 
 def _file(work: Work, settings: Settings) -> Path:
@@ -166,7 +176,7 @@ def _targets(style: Style, device: Device) -> style_core.StyleTargets:
 
     import style_core
 
-    preset = style_core.PRESETS[style.preset]
+    preset = replace(style_core.PRESETS[style.preset], **dict(style.changes))
     images = [_style_pixels(path) for path in style.images]
     if style.weights is None:
         features = style_core.download_features(preset.layers)

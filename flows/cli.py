@@ -325,6 +325,7 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
         axes=config.axes,
         channels=config.channels.value,
         noisy=config.saves_noisy,
+        in_rgb=bool(config.style),
     )
     if config.model is not None:
         given(config.model.resolve())  # a damaged one is said now

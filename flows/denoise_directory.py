@@ -64,6 +64,7 @@ def scan(settings: Settings, *, redo: bool) -> Scan:
         axes=settings.axes,
         channels=settings.channels,
         noisy=settings.saves_noisy,
+        in_rgb=settings.style is not None,
     )
 
 

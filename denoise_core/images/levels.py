@@ -99,6 +99,12 @@ def _stored(
     return stored, outside / like.size if like.size else 0.0
 
 
+def light(inks: NDArray[Any], top: float) -> NDArray[np.float64]:
+    """The light (..., 3) that the inks of CMYK (..., 4) leave of white paper; `top` is full ink, and full light."""
+    free = (top - inks.astype(np.float64)) / top
+    return np.asarray(top * free[..., :3] * free[..., 3:])
+
+
 def _parts(array: NDArray[Any]) -> Iterator[Part]:
     """An array piece by piece along its first axis: what is computed in between takes little memory."""
     if array.ndim == 0:

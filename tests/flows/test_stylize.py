@@ -274,6 +274,35 @@ def test_alpha_and_stacks_come_back(tmp_path: Path, photo: np.ndarray, paint: Pa
     assert all(not np.array_equal(a, b) for a, b in zip(frames, pixels(root / "t.tif"), strict=True))
 
 
+def test_cmyk_is_painted_and_written_as_rgb(
+    tmp_path: Path, photo: np.ndarray, paint: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "in", tmp_path / "out"
+    root.mkdir()
+    inks = np.asarray(Image.fromarray(photo[:40, :48]).convert("CMYK"))
+    Image.fromarray(inks, "CMYK").save(root / "a.jpg", quality=95)
+    tifffile.imwrite(root / "deep.tif", inks.astype(np.uint16) * 257, photometric="separated")
+    Image.fromarray(photo[:40, :48]).save(root / "rgb.png")
+    run = ["run", *map(str, (root, out, "--style", paint, "--vgg-weights", weights)), "--noise", "gauss:10"]
+    assert main([*run, "--channels", "separate", "--method", "nl-bayes"]) == 0
+    rows = rows_of(out)
+    for name in ("a.jpg", "deep.tif"):
+        assert "the inks of CMYK: they became RGB" in rows[name]["note"]
+        assert (rows[name]["shape"], rows[name]["denoised_as"]) == ([40, 48, 3], "S separate")
+        assert rows[name]["psnr_denoised_db"] > rows[name]["psnr_noisy_db"] + 1
+        for folder in ("stylized", "noisy", "images"):
+            found = pixels(out / folder / name)
+            assert (found.shape, found.dtype) == ((40, 48, 3), rows[name]["dtype"])
+    page = (out / "report.html").read_text()
+    assert all(f': {name}"' in page for name in rows), "each has its strip of pictures"
+    # The same colours are painted alike, in ink or in light.
+    painted = {name: pixels(out / "stylized" / name) / (257 if name == "deep.tif" else 1) for name in rows}
+    assert np.abs(painted["deep.tif"] - painted["rgb.png"]).mean() < 3
+    assert np.abs(painted["a.jpg"] - painted["rgb.png"]).mean() < 6
+    assert main(["stylize", *map(str, (root, tmp_path / "o", "--style", paint, "--vgg-weights", weights))]) == 0
+    assert [pixels(tmp_path / "o" / "images" / name).shape for name in ("a.jpg", "deep.tif")] == [(40, 48, 3)] * 2
+
+
 def test_a_style_in_cmyk_grey_or_16_bits_is_seen_as_it_looks(tmp_path: Path, paint: Path) -> None:
     image = Image.open(paint)
     image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=98)

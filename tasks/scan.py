@@ -146,8 +146,8 @@ def _look_once(name: str, path: Path, reference: Path | None, limits: _Limits) -
             if kind is None and path.suffix.lower() not in IMAGE_SUFFIXES:
                 what = f"a {path.suffix} file" if path.suffix else "a file without an extension"
                 return _row(name, NotAnImage(f"not an image: {what}"))
-            header = renamed(read_header(path, max_pixels=limits.max_pixels), limits.axes)
-            header = header.in_rgb if limits.in_rgb else header
+            header = read_header(path, max_pixels=limits.max_pixels)
+            header = renamed(header.in_rgb if limits.in_rgb else header, limits.axes)
             digest = hashlib.sha256(start)
             while block := file.read(_BLOCK):
                 digest.update(block)

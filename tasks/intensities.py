@@ -55,11 +55,11 @@ class Intensities:
             scaled[number] = plane * np.float64(scale.width) + scale.low
         return scaled
 
-    def seen(self, planes: np.ndarray) -> np.ndarray:
-        """Planes in the file's intensities as they are to be shown: the inks of CMYK as the light that they leave."""
+    def seen(self, plane: np.ndarray) -> np.ndarray:
+        """A plane (H, W, C) in the file's intensities as it is to be shown: the inks of CMYK as the light that they leave."""
         shape = self.arrangement.shape
-        inks = planes.shape[-1] == 4 and self.arrangement.axes.endswith("S") and shape[-1] == 4
-        return light(planes, self.scales[0].high) if inks else planes
+        inks = plane.shape[-1] == 4 and self.arrangement.axes.endswith("S") and shape[-1] == 4
+        return light(plane, self.scales[0].high) if inks else plane
 
     def stored(self, denoised: np.ndarray, source: np.ndarray, noisy: np.ndarray | None) -> tuple[np.ndarray, float]:
         """Planes of the unit scale as the file stores them, and the share that was clipped.

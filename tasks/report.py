@@ -175,9 +175,9 @@ def _strip(
     stack, frame = arrangement.stacks // 2, arrangement.frames // 2
     number = stack * arrangement.frames + frame
     noisy, after = (
-        intensities.seen(planes)[number] for planes in (intensities.of_file(unit), arrangement.planes(denoised.pixels))
+        intensities.seen(planes[number]) for planes in (intensities.of_file(unit), arrangement.planes(denoised.pixels))
     )
-    shown_clean = None if clean is None else intensities.seen(intensities.of_file(clean))[number]
+    shown_clean = None if clean is None else intensities.seen(intensities.of_file(clean)[number])
     caption = ", ".join(filter(None, (arrangement.place(stack, frame), _caption(row))))
     own = intensities.own
     return make_panel(

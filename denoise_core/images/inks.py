@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denoise_core.images import jpeg, tiff
-from denoise_core.images.levels import light
+from denoise_core.images.levels import light, parts
 from denoise_core.images.model import Image
 
 NOTE = "the inks of CMYK: they became RGB"
@@ -25,10 +25,18 @@ def in_rgb(image: Image) -> Image:
     module: Any = {"jpeg": jpeg, "tiff": tiff}[image.container]
     colours = _by_profile(image.pixels, module.profile(image))
     if colours is None:
-        top = float(np.iinfo(image.pixels.dtype).max)
-        colours = np.rint(light(image.pixels, top)).astype(image.pixels.dtype)
+        colours = _without_profile(image.pixels)
     recoloured: Image = module.recoloured(image, colours, NOTE)
     return recoloured
+
+
+def _without_profile(inks: NDArray[Any]) -> NDArray[Any]:
+    """Inks (..., 4) of integers as the light (..., 3) that they leave."""
+    top = float(np.iinfo(inks.dtype).max)
+    colours = np.empty((*inks.shape[:-1], 3), inks.dtype)
+    for part in parts(inks):
+        colours[part] = np.rint(light(inks[part], top))
+    return colours
 
 
 def _by_profile(inks: NDArray[Any], profile: bytes | None) -> NDArray[Any] | None:

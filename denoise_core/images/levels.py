@@ -47,7 +47,7 @@ def to_float(pixels: NDArray[Any], scale: Scale | None = None) -> NDArray[np.flo
         values: NDArray[np.float32] = np.divide(pixels, np.float32(scale.high), dtype=np.float32)
         return values
     values = np.empty(pixels.shape, np.float32)
-    for part in _parts(pixels):
+    for part in parts(pixels):
         values[part] = (pixels[part].astype(np.float64) - scale.low) / scale.width
     return values
 
@@ -94,7 +94,7 @@ def _stored(
     low, high = float(limits.min), float(limits.max)
     half = 0.0 if target.kind == "f" else 0.5
     stored, outside = np.empty(like.shape, target) if out is None else out, 0
-    for part in _parts(like):
+    for part in parts(like):
         values = scaled(part)
         if np.isnan(values).any():
             raise ValueError("the values hold NaN, which no pixel can store")
@@ -104,7 +104,14 @@ def _stored(
     return stored, outside / like.size if like.size else 0.0
 
 
-def _parts(array: NDArray[Any]) -> Iterator[Part]:
+def light(inks: NDArray[Any], top: float) -> NDArray[np.float32]:
+    """The light (..., 3) that the inks of CMYK (..., 4) leave of white paper; `top` is full ink, and full light."""
+    free = np.subtract(top, inks, dtype=np.float32)
+    seen: NDArray[np.float32] = free[..., :3] * (free[..., 3:] / np.float32(top))
+    return seen
+
+
+def parts(array: NDArray[Any]) -> Iterator[Part]:
     """An array piece by piece along its first axis: what is computed in between takes little memory."""
     if array.ndim == 0:
         yield ...

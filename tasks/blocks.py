@@ -47,7 +47,7 @@ LEAST_SAMPLES = 250_000_000
 BLOCK_SAMPLES = 16_000_000
 _AT_ONCE = 1 << 23  # bytes copied at once
 _SOME = 12  # frames of a stack that a directory's network is fitted to
-_NEIGHBOURS = 32  # frames that what is estimated together reaches over, so many pages are kept decoded
+_NEIGHBOURS = 96  # frames that what is estimated together reaches over, so many pages are kept decoded
 
 
 def in_blocks(source: Source, settings: Settings) -> bool:

@@ -14,7 +14,7 @@ from prefect import task
 
 from denoise_core import methods
 from denoise_core.errors import DenoiseError
-from denoise_core.methods.frames import Stack
+from denoise_core.methods.frames import Gathered, Stack
 from tasks import activity
 from tasks.faults import stop_if_interrupted
 from tasks.settings import Settings
@@ -56,19 +56,15 @@ def _denoise(work: Work, settings: Settings) -> None:
     if work.noisy is None or work.image is None or work.intensities is None:
         raise RuntimeError("the image was not loaded")
     check_size(work.noisy.shape[1:], settings)
-    work.denoised = np.empty_like(work.noisy)
+    whole = Gathered(work.noisy.shape)
     with timed(work, settings):
         if settings.method == "zs-fit":
             arrangement = work.intensities.arrangement
             stacks = [work.noisy[arrangement.stack(number)] for number in range(arrangement.stacks)]
-            zs_fit(work, settings, stacks, functools.partial(_keep, work.denoised))
+            zs_fit(work, settings, stacks, whole.put)
         else:
-            each_frame(work, settings, work.noisy, functools.partial(_keep, work.denoised))
-
-
-def _keep(denoised: np.ndarray, planes: Sequence[int], pixels: np.ndarray) -> None:
-    for plane, found in zip(planes, pixels, strict=True):
-        denoised[plane] = found
+            each_frame(work, settings, work.noisy, whole.put)
+    work.denoised = whole.pixels
 
 
 def check_size(shape: tuple[int, ...], settings: Settings) -> None:

@@ -20,7 +20,8 @@ from denoise_core.methods.zs_fit.pairs import ALPHA, Pair, recorrupt, wins
 
 LEAST_SIDE = 64  # of an image that a network is fitted to
 WINDOW_SIDE = 256
-LONGEST = 32  # frames that are estimated together
+LONGEST = 32  # frames that are estimated together ...
+LONGEST_VALUES = 48_000_000  # ... and values of them: twice as many frames are in memory at once
 MOST_CLIPPED = 0.005  # of the pixels; above it, recorrupted windows do not stand for the image: no network is fitted
 CUT_OFF_REACH = 1  # pixels around one where noise was cut off that do not count either
 DARK = 5.0  # the percentile of the noisy pixels that has to have ...
@@ -66,7 +67,8 @@ class Prepared:
     def best_window(self, generator: torch.Generator, on_step: OnStep) -> int:
         """How many frames to estimate together: one, as many as make one image, or a long window, by the held-out loss."""
         frames, height, width, channels = self.noisy.shape
-        few, many = min(frames, max(1, MOST_CHANNELS // channels)), min(frames, LONGEST)
+        few = min(frames, max(1, MOST_CHANNELS // channels))
+        many = min(frames, LONGEST, max(few, LONGEST_VALUES // (height * width * channels)))
         candidates = sorted({1, few, many})
         if candidates == [1]:
             return 1

@@ -120,10 +120,50 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("output", type=Path, metavar="OUTPUT", help="the output of an earlier run or comparison")
     report.set_defaults(command=_report)
 
+    _add_server(commands)
+
     doctor = commands.add_parser("doctor", help="what would be used here, and why: device, precision, slots, server")
     doctor.add_argument("--json", action="store_true", help="print it as JSON")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _add_server(commands: Any) -> None:
+    server = commands.add_parser(
+        "server",
+        help="a Prefect server set up for this work",
+        description="Run a Prefect server until Ctrl-C. Runs of this user on this machine report to it by themselves.",
+        epilog="Exit status: 0 ended by Ctrl-C or a termination signal, 2 could not start.",
+        argument_default=argparse.SUPPRESS,
+    )
+    server.add_argument(
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="where its database, leases and log lie (default ~/.local/state/denoise-flows/server)",
+    )
+    server.add_argument(
+        "--port", type=int, metavar="N", help="the port to listen on; 0: any that is free (default 4200)"
+    )
+    server.add_argument(
+        "--host",
+        metavar="NAME",
+        help="the name or address to listen on; any but a loopback one needs an auth string (default 127.0.0.1)",
+    )
+    server.add_argument(
+        "--database",
+        metavar="URL",
+        help="a PostgreSQL database, postgresql+asyncpg://USER:PASSWORD@HOST:PORT/NAME, in place of an SQLite file; given as "
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL in the environment, no list of processes shows the password",
+    )
+    server.add_argument(
+        "--auth-file",
+        type=Path,
+        metavar="FILE",
+        help="a file that only its owner can read, with the auth string (user:password) that clients must give; or "
+        "PREFECT_SERVER_API_AUTH_STRING in the environment",
+    )
+    server.set_defaults(command=_server)
 
 
 STYLIZE_OPTIONS = (
@@ -416,6 +456,25 @@ def _report(options: dict[str, Any]) -> int:
     if not (options["output"] / RESULTS).is_file():
         raise StartError(f"OUTPUT: there is no {RESULTS} and no {TABLE} in {options['output']}")
     print(write_page(options["output"].resolve()))
+    return DONE
+
+
+def _server(options: dict[str, Any]) -> int:
+    from flows import service
+    from flows.errors import StartError
+    from tasks.faults import Interrupted, interrupt
+
+    asked = service.options(**options)
+    try:
+        with _stopping_on_signals(interrupt.set), service.serving(asked) as process:
+            print(service.told(process, asked), flush=True)
+            while not interrupt.wait(0.5):
+                if process.gave_up.is_set():
+                    raise StartError(f"the Prefect server ended again and again; {asked.folder / service.LOG} says why")
+    except Interrupted:
+        pass  # while it was starting
+    finally:
+        interrupt.clear()
     return DONE
 
 

@@ -206,7 +206,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return "|".join(kind)
     named = {
-        "device": "auto|cpu|cuda|cuda:N",
+        "device": "auto|all|cpu|cuda|cuda:N,…",
         "reference": "DIR",
         "model": "PATH",
         "axes": "AXES",
@@ -277,10 +277,10 @@ def _start(config: RunConfig | CompareConfig, *, as_json: bool) -> int:
     from flows.server import connected
     from tasks.faults import interrupt, sentence
 
-    if config.device.startswith("cuda"):
-        from denoise_core.device import choose
+    if config.device == "all" or config.device.startswith("cuda"):
+        from denoise_core.device import choose_all
 
-        choose(config.device)  # a device that is not there is said before a server is started
+        choose_all(config.device)  # a device that is not there is said before a server is started
     with _stopping_on_signals(interrupt.set), connected() as server:
         from prefect import tags
 
@@ -343,14 +343,14 @@ class _stopping_on_signals:  # noqa: N801 - used as a statement
 
 
 def _dry_run(config: RunConfig, *, as_json: bool) -> int:
-    from denoise_core.device import choose
+    from denoise_core.device import choose_all
     from flows import console
     from flows.config import OnExisting
     from flows.scopes import given, resolve
     from tasks.scan import scan
     from tasks.table import FAILED, SKIPPED, text
 
-    device = choose(config.device)
+    device = choose_all(config.device)[0]
     found = scan(
         config.input.resolve(),
         config.output.resolve(),
@@ -398,12 +398,12 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
 
 
 def _dry_compare(config: CompareConfig, *, as_json: bool) -> int:
-    from denoise_core.device import choose
+    from denoise_core.device import choose_all
     from flows import console
     from flows.compare import look, plan
     from tasks.table import FAILED
 
-    device = choose(config.device)
+    device = choose_all(config.device)[0]
     found = look(config)
     cells = plan(config, found)
     failed = [row for row in found.refused if row["status"] == FAILED]

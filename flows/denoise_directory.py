@@ -26,7 +26,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from denoise_core.device import Device, choose
+from denoise_core.device import Device, choose_all
 from denoise_core.errors import DenoiseError
 from denoise_core.images import remove_stale_temporaries
 from flows import preflight, scopes
@@ -105,7 +105,8 @@ def _run(config: RunConfig, settings: Settings, started: float, *, page: bool) -
     logger = get_run_logger()
     torch.set_num_threads(settings.device.threads)
     redo = config.on_existing is OnExisting.OVERWRITE
-    logger.info("%s on %s (%s)", settings.method, settings.device.name, settings.device.reason)
+    names = ", ".join(device.name for device in settings.devices)
+    logger.info("%s on %s (%s)", settings.method, names, settings.device.reason)
     try:
         found = scan(settings, redo=redo)
     except Interrupted:
@@ -167,7 +168,7 @@ def _work_through(chunks: list[tuple[Source, ...]], settings: Settings, total: i
     faults: list[BaseException] = []
     watch = Watch(settings, total)
     while left or in_work:
-        while left and len(in_work) <= settings.slots and not interrupt.is_set():
+        while left and len(in_work) <= settings.fits_at_once and not interrupt.is_set():
             number, sources = left.pop()
             future: Any = runner.submit(sources, settings, number=number, of=len(chunks))
             in_work[future.wrapped_future] = future
@@ -271,7 +272,7 @@ def share(device: Device, config: RunConfig) -> tuple[Device, int]:
 
 def _resolve(config: RunConfig, output: Path) -> Settings:
     """The settings of a new run, whose folder is made and holds its configuration and environment."""
-    device = choose(config.device)
+    device, *others = choose_all(config.device)
     device, slots = share(device, config)
     runs = ledger.run_folders(output)
     number = int(runs[-1].name.split("-")[0]) + 1 if runs else 1
@@ -300,11 +301,13 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
         run_id=run_id,
         config_digest=config.digest(),
         steps_are_seen=True,
-        limit_name=limit_name(device.name) if reports_to_real_server() else None,
+        has_limits=reports_to_real_server(),
+        other_devices=tuple(others),
     )
-    if settings.limit_name is not None:
+    if settings.has_limits:
         with get_client(sync_client=True) as client:
-            client.upsert_global_concurrency_limit_by_name(settings.limit_name, slots)
+            for one in settings.devices:
+                client.upsert_global_concurrency_limit_by_name(limit_name(one.name), slots)
     settings.run_folder.mkdir(parents=True)
     weights = config.vgg_weights if settings.style is None or settings.style.weights is None else settings.style.weights
     absolute = config.model_copy(
@@ -320,7 +323,7 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
     environment = {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "device": device.name,
+        "device": ",".join(one.name for one in settings.devices),
         "precision": device.precision,
         "threads": device.threads,
         "slots": slots,

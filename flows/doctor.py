@@ -50,7 +50,7 @@ def _shared(device: Device, preset: Preset) -> str:
 
     one, slots = share(device, RunConfig(input=Path(), output=Path(), preset=preset))
     threads = "one thread" if one.threads == 1 else f"{one.threads} threads"
-    return f"{slots} at once, {threads} each; {free_slots(device.name, slots)} of {slots} slots free now"
+    return f"{slots} at once, {threads} each; {free_slots(device, slots)} of {slots} slots free now"
 
 
 def _server() -> str:

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -16,7 +15,8 @@ import pytest
 
 from flows import running, service
 from flows.errors import StartError
-from tests.flows.services import Service, denoise, server, write_images
+from tests.flows.conftest import RealServer
+from tests.flows.services import denoise, server, write_images
 
 SECRET = "keeper:pass%word-7f3a9"
 
@@ -28,15 +28,8 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state"
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Service, Path]]:
-    folder = tmp_path_factory.mktemp("plain")
-    with server(folder / "server", DENOISE_STATE_DIR=str(folder / "state")) as (url, process):
-        yield url, process, folder
-
-
-def test_it_is_set_up_for_this_work(plain: tuple[str, Service, Path]) -> None:
-    url, _, folder = plain
+def test_it_is_set_up_for_this_work(denoise_server: RealServer) -> None:
+    url, _, folder = denoise_server
     settings = httpx.get(f"{url}/admin/settings").json()["server"]
     assert settings["concurrency"]["lease_storage"].endswith("lease_storage.filesystem")
     assert settings["concurrency"]["maximum_concurrency_slot_wait_seconds"] <= 5
@@ -54,21 +47,20 @@ def test_it_is_set_up_for_this_work(plain: tuple[str, Service, Path]) -> None:
                 socket.create_connection((other, int(port)), timeout=2)
 
 
-def test_runs_here_find_it_and_say_so(plain: tuple[str, Service, Path], tmp_path: Path, photo: np.ndarray) -> None:
-    url, process, folder = plain
+def test_runs_here_find_it_and_say_so(denoise_server: RealServer, tmp_path: Path, photo: np.ndarray) -> None:
+    url, process, _ = denoise_server
     images = write_images(tmp_path / "in", photo)
-    here = {"DENOISE_STATE_DIR": str(folder / "state")}
-    done = denoise("run", images, tmp_path / "out", "--method", "none", **here)
+    done = denoise("run", images, tmp_path / "out", "--method", "none", **denoise_server.here)
     assert done.returncode == 0, done.stderr
     assert f"Prefect server: {url} (`denoise server` runs here, process {process.process.pid})" in done.stderr
     (run,) = httpx.post(f"{url}/flow_runs/filter", json={"flow_runs": {"name": {"like_": "in: none"}}}).json()
     assert run["state"]["type"] == "COMPLETED"
-    told = denoise("doctor", "--json", **here)
+    told = denoise("doctor", "--json", **denoise_server.here)
     assert url in json.loads(told.stdout)["Prefect server"]
 
 
-def test_a_second_one_is_refused(plain: tuple[str, Service, Path], tmp_path: Path) -> None:
-    url, _, folder = plain
+def test_a_second_one_is_refused(denoise_server: RealServer, tmp_path: Path) -> None:
+    url, _, folder = denoise_server
     port = url.split(":")[2].removesuffix("/api")
     for options, words in (
         (["--folder", folder / "server", "--port", 0], "another `denoise server` uses"),

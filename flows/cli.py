@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
 
     _add_server(commands)
+    _add_serve(commands)
 
     doctor = commands.add_parser("doctor", help="what would be used here, and why: device, precision, slots, server")
     doctor.add_argument("--json", action="store_true", help="print it as JSON")
@@ -166,14 +167,49 @@ def _add_server(commands: Any) -> None:
     server.set_defaults(command=_server)
 
 
+def _add_serve(commands: Any) -> None:
+    from flows.config import RunConfig
+
+    serve = commands.add_parser(
+        "serve",
+        help="denoise a directory on a schedule, or whenever new files come",
+        description="Run `denoise run` with these options on a schedule, until Ctrl-C. Each run does what is new; one that finds "
+        "another at work on OUTPUT is cancelled. Uses the Prefect server that is set or runs here, or starts one.",
+        epilog="Exit status: 0 ended by Ctrl-C or a termination signal, 2 could not start.",
+        argument_default=argparse.SUPPRESS,
+    )
+    serve.add_argument(
+        "--cron", metavar="EXPRESSION", help='run at these times, such as "0 2 * * *": every night at two'
+    )
+    serve.add_argument("--every", metavar="TIME", help="run this often, counted from midnight, such as 30m or 6h")
+    serve.add_argument(
+        "--watch",
+        nargs="?",
+        const="30s",
+        metavar="TIME",
+        help="run when files have come or changed and none changed between two looks, this far apart (default 30s)",
+    )
+    serve.add_argument(
+        "--timezone", metavar="NAME", help="of --cron and --every, as Europe/Berlin (default this machine's)"
+    )
+    serve.add_argument("--name", metavar="NAME", help="of the deployment (default from INPUT and OUTPUT)")
+    _add_options(serve, RunConfig, ways=False)
+    serve.set_defaults(command=_serve)
+
+
 STYLIZE_OPTIONS = (
     *("input", "output", "style", "style_preset", "style_scale", "style_max_side", "keep_colours"),
     *("vgg_weights", "vgg_sha256", "seed", "device", "slots", "chunk", "max_megapixels", "on_existing"),
 )
 
 
-def _add_options(parser: argparse.ArgumentParser, config: type[BaseModel], only: tuple[str, ...] = ()) -> None:
-    """One argument a field of the configuration, or of those of `only`; only what is given on the command line is set."""
+def _add_options(
+    parser: argparse.ArgumentParser, config: type[BaseModel], only: tuple[str, ...] = (), *, ways: bool = True
+) -> None:
+    """One argument a field of the configuration, or of those of `only`; only what is given on the command line is set.
+
+    ``ways``: also how a run is shown, and whether it is made.
+    """
     for name, field in config.model_fields.items():
         if only and name not in only:
             continue
@@ -191,6 +227,8 @@ def _add_options(parser: argparse.ArgumentParser, config: type[BaseModel], only:
         default = "" if field.default in (None, "none", ()) else f" (default {_as_written(field.default)})"
         parser.add_argument(flag, metavar=_metavar(name, field), help=f"{told}{default}")
     parser.add_argument("--config", metavar="FILE.toml", help="Read options from a TOML file; the command line wins.")
+    if not ways:
+        return
     parser.add_argument("--dry-run", action="store_true", help="Say what would be done, and write nothing.")
     parser.add_argument("--json", action="store_true", help="Print one summary as JSON on stdout, and no progress.")
 
@@ -475,6 +513,17 @@ def _server(options: dict[str, Any]) -> int:
         pass  # while it was starting
     finally:
         interrupt.clear()
+    return DONE
+
+
+def _serve(options: dict[str, Any]) -> int:
+    from flows import schedule
+    from flows.config import RunConfig
+
+    times = {name: options.pop(name, None) for name in ("cron", "every", "watch", "timezone")}
+    name = options.pop("name", None)
+    config, _, _ = _configured(options, RunConfig)
+    schedule.serve(config, schedule.when(**times), name=name, tell=lambda line: print(line, flush=True))
     return DONE
 
 

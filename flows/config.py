@@ -94,10 +94,16 @@ class OnExisting(StrEnum):
     ERROR = "error"
 
 
+def _title(name: str, _: object) -> str:
+    """A field's name as the form of the Prefect UI shows it."""
+    words = name.replace("vgg", "VGG").replace("sha256", "SHA-256").replace("_", " ")
+    return words[0].upper() + words[1:]
+
+
 class RunConfig(BaseModel):
     """One run of ``denoise run``: every option, as the command line names it with dashes for underscores."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=_title)
 
     input: Path = Field(description="A directory of images, or one image. It is never written to.")
     output: Path = Field(description="The directory that gets images/, results.parquet, report.html and runs/.")

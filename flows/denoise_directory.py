@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.runtime import deployment
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -31,7 +32,7 @@ from denoise_core.errors import DenoiseError
 from denoise_core.images import remove_stale_temporaries
 from flows import preflight, scopes
 from flows.config import DOWNLOAD, MOST_SLOTS, OnExisting, Preset, RunConfig, Scope
-from flows.errors import StartError
+from flows.errors import OutputBusy, StartError
 from flows.progress import Summary, Watch, announce, publish
 from flows.server import reports_to_real_server
 from style_core.errors import StyleError
@@ -80,12 +81,19 @@ def denoise_directory(config: RunConfig) -> State[Any]:
     The returned state is *Completed* when every image is done or explained by a row, *Failed* when a fault of the machine
     outlasted its retries, *Cancelled* when the user stopped the run. Its data is a :class:`Summary`.
 
+    A run of a deployment, by its schedule or from the UI, that finds another one at work on its output is *Cancelled*.
+
     Raises:
         StartError: the run cannot start as configured.
     """
     preflight.check(config)
     try:
         return run_into(config)
+    except OutputBusy as busy:
+        if deployment.id is None:
+            raise
+        # Not Prefect's limit of a deployment: the lock knows of all runs, and does not outlive one that is killed.
+        return Cancelled(message=f"{busy}. What that run does not do, the next one does.")
     finally:
         interrupt.clear()  # it was this run's; a service runs the next flow in the same process
 
@@ -230,15 +238,22 @@ def _mean(values: list[float]) -> float | None:
 
 @contextmanager
 def ending_gently() -> Iterator[None]:
-    """A termination signal asks the run to stop, as Ctrl-C does; Prefect's own handler would break it off."""
+    """A termination signal asks the run to stop, as Ctrl-C does; Prefect's own handler would break it off.
+
+    So does a Ctrl-C that nobody else takes care of: a terminal sends it to the runs of `denoise serve` too.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda _number, _frame: interrupt.set())  # in place of Prefect's
+    taken = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        taken.append(signal.SIGINT)
+    before = {number: signal.signal(number, lambda _number, _frame: interrupt.set()) for number in taken}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -249,7 +264,7 @@ def only_run(output: Path, folder: str = "runs") -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise StartError(f"OUTPUT: another run is writing to {output}; wait for it or give another OUTPUT") from None
+        raise OutputBusy(f"OUTPUT: another run is writing to {output}; wait for it or give another OUTPUT") from None
     try:
         yield
     finally:

@@ -85,7 +85,7 @@ def connected() -> Iterator[Server]:
         StartError: the server that is set does not answer or does not let us in, or the embedded one does not start.
     """
     prepare_environment()
-    with _real() as real:
+    with real_server() as real:
         if real is not None:
             yield real
             return
@@ -100,7 +100,7 @@ def connected() -> Iterator[Server]:
 
 
 @contextmanager
-def _real() -> Iterator[Server | None]:
+def real_server() -> Iterator[Server | None]:
     """The server that is set, or that runs here already, with Prefect set to it; ``None`` where there is neither."""
     url = set_url()
     if url is not None:

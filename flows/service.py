@@ -12,15 +12,16 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
 from flows import running
 from flows.errors import StartError
-from flows.server import checked_auth, read_auth_file
+from flows.server import checked_auth, read_auth_file, real_server, send_what_waits
 from flows.server_process import ServerProcess
 
 PORT = 4200
@@ -269,6 +270,37 @@ def _hidden(words: str, url: str) -> str:
             for secret in {password, unquote(password)}:
                 words = words.replace(secret, "***")
     return words
+
+
+@contextmanager
+def lasting() -> Iterator[tuple[str, str]]:
+    """A server for a service that goes on: the one that is set, or that runs here, or one of its own with its UI.
+
+    Its API's address, and what it is in a few words.
+
+    Raises:
+        StartError: it does not answer, or cannot start.
+    """
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    with real_server() as real:
+        if real is not None:
+            yield real.url, real.why
+            return
+    asked = options()
+    try:
+        socket.create_server((asked.host, asked.port)).close()
+    except OSError:
+        asked = replace(asked, port=0)
+    with serving(asked) as process:
+        settings: dict[Any, Any] = {PREFECT_API_URL: process.url}
+        if asked.auth is not None:
+            settings[PREFECT_API_AUTH_STRING] = asked.auth
+        with temporary_settings(settings):
+            try:
+                yield process.url, f"started for this service, data in {asked.folder}"
+            finally:
+                send_what_waits()
 
 
 def told(process: ServerProcess, asked: Options) -> str:

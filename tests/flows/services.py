@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -69,6 +70,19 @@ def server(folder: Path, *options: object, port: int = 0, **environment: str) ->
     with service(said, "server", "--folder", folder, "--port", port, *options, **environment) as running:
         words = running.wait_for("Ctrl-C ends it.")
         yield words.split("PREFECT_API_URL=")[1].split()[0], running
+
+
+class RealServer(NamedTuple):
+    """A `denoise server` that goes on for the whole session; its state folder is its own, so that only who is told finds it."""
+
+    url: str
+    service: Service
+    folder: Path
+
+    @property
+    def here(self) -> dict[str, str]:
+        """The environment in which runs find it by themselves."""
+        return {"DENOISE_STATE_DIR": str(self.folder / "state")}
 
 
 def denoise(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -49,9 +49,12 @@ class Span(NamedTuple):
 
 
 def start(images: Path, output: Path, slots: int, **environment: str) -> subprocess.Popen[str]:
-    """`denoise run` with fits of half a second; while TEST_FOLDER/stay is there, none ends before a second run's has begun."""
+    """`denoise run` with fits of half a second; one fit a run at a time.
+
+    While TEST_FOLDER/stay is there, none ends before one of a second run has begun.
+    """
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, "run", images, output, "--method", "tv", "--slots", str(slots)],
+        [sys.executable, "-c", RUN, "run", images, output, "--method", "tv", "--slots", str(slots), "--chunk", "4"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -95,6 +98,7 @@ def side_by_side(folder: Path, url: str, photo: np.ndarray, slots: int, *, meet:
     ]
     with ExitStack() as ending:
         for run in runs:
+            ending.callback(run.communicate)
             ending.callback(run.kill)
         for run in runs:
             finish(run)
@@ -136,6 +140,7 @@ def killed_while_holding(folder: Path, photo: np.ndarray, *, restart: bool) -> R
             assert again == url
         assert active_slots(url) == 1, "the server does not know yet"
         waiter = start(images, folder / "b", 1, PREFECT_API_URL=url)
+        ending.callback(waiter.communicate)
         ending.callback(waiter.kill)
         said = finish(waiter)
         (span,) = spans(folder / "b")

@@ -15,8 +15,7 @@ import pytest
 
 from flows import running, service
 from flows.errors import StartError
-from tests.flows.conftest import RealServer
-from tests.flows.services import denoise, server, write_images
+from tests.flows.services import RealServer, denoise, server, write_images
 
 SECRET = "keeper:pass%word-7f3a9"
 

@@ -13,8 +13,7 @@ from denoise_core import methods
 from denoise_core.device import Device, choose
 from flows.cli import main
 from tasks import table
-from tests.flows.conftest import RealServer
-from tests.flows.services import write_images
+from tests.flows.services import RealServer, write_images
 from tests.flows.slot_runs import killed_while_holding, overlapping, side_by_side
 
 

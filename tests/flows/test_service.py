@@ -5,17 +5,22 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from flows import running, service
 from flows.errors import StartError
-from tests.flows.services import RealServer, denoise, server, write_images
+from tests.flows.services import PATIENCE, RealServer, denoise, server, write_images
 
 SECRET = "keeper:pass%word-7f3a9"
 
@@ -190,14 +195,104 @@ def test_auth_and_csrf_and_no_secret_in_anything_written(tmp_path: Path, photo: 
         assert wrong.returncode == 2
         assert "does not let us in" in wrong.stderr
         assert wrong.stderr.count("\n") == 1
-    assert_nowhere(everything, SECRET)
+    assert_nowhere(everything, SECRET, "prefect.db")
 
 
-def assert_nowhere(folder: Path, secret: str) -> None:
+def assert_nowhere(folder: Path, secret: str, *more: str) -> None:
     """The secret, plain or as it is sent, is in no file below the folder; the files that should be there are."""
-    forms = [secret.encode(), secret.split(":")[1].encode(), base64.b64encode(secret.encode())]
+    forms = [secret.encode(), secret.rsplit(":", maxsplit=1)[-1].encode(), base64.b64encode(secret.encode())]
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert {"config.toml", "environment.json", "log.txt", "results.parquet", "prefect.db"} <= {f.name for f in files}
+    wanted = {"config.toml", "environment.json", "log.txt", "results.parquet", "report.html", *more}
+    assert wanted <= {f.name for f in files}
     for path in files:
         content = path.read_bytes()
         assert not any(form in content for form in forms), path
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[tuple[str, int, Path]]:
+    """A PostgreSQL with one user, `keeper`, on a free port of the loopback; its password, its port and its folder."""
+    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not installed")
+    someone: list[str] = []
+    folder = Path(tempfile.mkdtemp(prefix="denoise-postgres-"))
+    password = "sesam-8c1f"
+    (folder / "password").write_text(password)
+    if os.getuid() == 0:  # it does not run as root
+        if shutil.which("setpriv") is None:
+            pytest.skip("PostgreSQL does not run as root, and setpriv is not installed")
+        someone = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        for path in (folder, folder / "password"):
+            os.chown(path, 65534, 65534)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run(*command: object) -> None:
+        # To a file: the server keeps what it inherits open.
+        with (folder.parent / f"{folder.name}.log").open("ab") as log:
+            subprocess.run(
+                [*someone, *map(str, command)], check=True, stdout=log, stderr=log, cwd="/", timeout=PATIENCE
+            )
+
+    data = folder / "data"
+    try:
+        run("initdb", "-D", data, "-U", "keeper", "-A", "scram-sha-256", f"--pwfile={folder / 'password'}")
+        settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+        run("pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", settings, "start")
+        try:
+            yield password, port, folder
+        finally:
+            run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder.parent / f"{folder.name}.log").unlink(missing_ok=True)
+
+
+@pytest.mark.slow
+def test_a_run_on_postgresql(postgres: tuple[str, int, Path], tmp_path: Path, photo: np.ndarray) -> None:
+    """Its database is the one that is named, and the password stays where it is given."""
+    password, port, _ = postgres
+    images, everything = write_images(tmp_path / "in", photo), tmp_path / "written"
+    here = {"DENOISE_STATE_DIR": str(everything / "state")}
+    url = f"postgresql://keeper:{password}@127.0.0.1:{port}/postgres"
+    with server(everything / "server", **here, PREFECT_SERVER_DATABASE_CONNECTION_URL=url) as (api, process):
+        assert f"postgresql+asyncpg://keeper:***@127.0.0.1:{port}/postgres" in process.said.read_text()
+        for one in [
+            process.process.pid,
+            *(c.pid for c in psutil.Process(process.process.pid).children(recursive=True)),
+        ]:
+            assert password not in " ".join(psutil.Process(one).cmdline())
+        done = denoise("run", images, everything / "out", "--method", "tv", "--slots", 1, **here)
+        assert done.returncode == 0, done.stderr
+        assert api in done.stderr
+        (everything / "said").write_text(done.stdout + done.stderr)
+        (limit,) = httpx.post(f"{api}/v2/concurrency_limits/filter", json={}).json()
+        assert (limit["limit"], limit["active_slots"]) == (1, 0)
+        assert process.end() == 0
+    assert not (everything / "server" / "prefect.db").exists()
+    with server(everything / "server", "--database", url, **here) as (api, _):
+        (run,) = httpx.post(f"{api}/flow_runs/filter", json={}).json()
+        assert run["state"]["message"] == "2 done, 0 failed"
+    assert_nowhere(everything, password)
+
+
+@pytest.mark.slow
+def test_a_database_that_does_not_let_us_in_is_one_sentence(postgres: tuple[str, int, Path], tmp_path: Path) -> None:
+    password, port, _ = postgres
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        closed = probe.getsockname()[1]
+    for url, words in (
+        (f"postgresql://keeper:hush-hush@127.0.0.1:{port}/postgres", "password authentication failed"),
+        (f"postgresql://keeper:{password}@127.0.0.1:{port}/nowhere", 'database "nowhere" does not exist'),
+        (f"postgresql://keeper:{password}@127.0.0.1:{closed}/postgres", "--database: "),
+    ):
+        refused = denoise("server", "--folder", tmp_path, "--port", 0, "--database", url)
+        assert refused.returncode == 2
+        assert refused.stdout == ""
+        assert words in refused.stderr
+        assert "cannot be used" in refused.stderr
+        assert refused.stderr.count("\n") == 1
+        assert password not in refused.stderr
+        assert "hush" not in refused.stderr

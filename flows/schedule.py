@@ -24,8 +24,10 @@ from filelock import FileLock, Timeout
 
 from flows import preflight, running, service
 from flows.config import DOWNLOAD, RunConfig
+from flows.console import printable
 from flows.errors import StartError
 from flows.server import prepare_environment
+from tasks.faults import sentence
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -38,6 +40,7 @@ LEAST_SECONDS = 60.0
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _QUERY_SECONDS = 5.0
 _TOLD_SECONDS = 2.0
+_MOST_LETTERS = 300
 
 Tell = Callable[[str], None]
 
@@ -215,8 +218,8 @@ async def _serve(config: RunConfig, chosen: When, name: str, tell: Tell) -> None
             done, _ = await asyncio.wait([serving, *beside], return_when=asyncio.FIRST_COMPLETED)
             if ending.is_set():
                 tell("stopping; a run in work reports first what it has done")
-            for task in done:
-                task.result()
+            for fault in filter(None, (task.exception() for task in done)):
+                raise StartError(f"the service broke off ({type(fault).__name__}): {sentence(fault)}") from fault
         finally:
             for task in beside:
                 task.cancel()
@@ -265,8 +268,8 @@ async def _tell_runs(client: PrefectClient, deployment: UUID, tell: Tell) -> Non
             for run in reversed(await _runs(client, deployment)):
                 if known.get(run.id) is not run.state_type and run.state is not None:
                     known[run.id] = run.state_type
-                    words = f": {run.state.message}" if run.state.message else ""
-                    tell(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {run.name}  {run.state.name}{words}")
+                    words = " ".join((run.state.message or "").split())[:_MOST_LETTERS]
+                    tell(f"{_now()}  {printable(run.name)}  {run.state.name}{': ' * bool(words)}{printable(words)}")
 
 
 def _trouble() -> type[Exception]:
@@ -298,6 +301,10 @@ async def _runs(client: PrefectClient, deployment: UUID) -> list[FlowRun]:
     )
 
 
+def _now() -> str:
+    return f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+
+
 Files = dict[str, tuple[int, int]]
 
 
@@ -325,7 +332,7 @@ async def _watch(client: PrefectClient, deployment: UUID, source: Path, pause: f
             with suppress(_trouble()):
                 run = await client.create_flow_run_from_deployment(deployment)
                 new = sum(seen.get(path) != facts for path, facts in files.items())
-                tell(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {new} new or changed files")
+                tell(f"{_now()}  {new} new or changed files")
                 if await _ended(client, run.id):
                     seen = files
         before = files

@@ -20,6 +20,7 @@ from tasks.faults import stop_if_interrupted
 
 START_SECONDS = 120.0
 _MOST_RESTARTS = 5
+_RECOVERED_SECONDS = 300.0
 
 log = logging.getLogger("tasks")
 
@@ -101,15 +102,17 @@ class ServerProcess:
 
     @contextmanager
     def kept_alive(self) -> Iterator[None]:
-        """While inside, a server that ends is started again on its port, a few times; then ``gave_up`` is set."""
+        """While inside, a server that ends is started again on its port, a few times in a row; then ``gave_up`` is set."""
         leaving = threading.Event()
 
         def watch() -> None:
             restarts = 0
+            last = time.monotonic()
             while not leaving.wait(0.5):
                 if self.child.poll() is None:
                     continue
-                restarts += 1
+                restarts = 1 if time.monotonic() - last > _RECOVERED_SECONDS else restarts + 1
+                last = time.monotonic()
                 if restarts > _MOST_RESTARTS:
                     self.gave_up.set()
                     return

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -98,54 +99,70 @@ def side_by_side(folder: Path, url: str, photo: np.ndarray, slots: int, *, meet:
     ]
     with ExitStack() as ending:
         for run in runs:
-            ending.callback(run.communicate)
-            ending.callback(run.kill)
+            ending.enter_context(_ended(run))
         for run in runs:
             finish(run)
     return sorted(spans(folder / "a") + spans(folder / "b"))
 
 
 class Recovery(NamedTuple):
-    """A slot whose holder was killed: the seconds until the next fit had it, and what that run said meanwhile."""
+    """A slot whose holder was killed: the seconds until the next fit could have it, and what the next run said."""
 
     seconds: float
     said: str
 
 
 def killed_while_holding(folder: Path, photo: np.ndarray, *, restart: bool) -> Recovery:
-    """A run killed with SIGKILL in the middle of a fit, and another one that waits for its slot.
+    """A run killed with SIGKILL in the middle of a fit, while another one waits for its slot.
 
-    ``restart``: the server is killed too, and started again on its folder and port.
+    ``restart``: the server is killed too, and started again on its folder and port; the other run starts when it has given
+    the slot back.
     """
     images = write_images(folder / "images", photo, 1)
     with ExitStack() as ending:
         url, process = ending.enter_context(server(folder / "server"))
         (folder / "stay").touch()
-        holder = start(images, folder / "a", 1, PREFECT_API_URL=url)
-        ending.callback(holder.communicate)
-        ending.callback(holder.kill)
-        deadline = time.monotonic() + PATIENCE
-        while not list(folder.glob("inside-*")):
-            assert holder.poll() is None, holder.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        holder = ending.enter_context(_ended(start(images, folder / "a", 1, PREFECT_API_URL=url)))
+        _wait(lambda: bool(list(folder.glob("inside-*"))), holder)
         assert active_slots(url) == 1
+        if not restart:
+            waiter = ending.enter_context(_ended(start(images, folder / "b", 1, PREFECT_API_URL=url)))
+            log = folder / "b" / "runs"
+            _wait(lambda: any("images: 1 to do" in one.read_text() for one in log.glob("*/log.txt")), waiter)
+            time.sleep(12)  # long enough for a line that says what it waits for
         os.killpg(holder.pid, signal.SIGKILL)
         killed = datetime.now(UTC)
-        if restart:
-            process.process.kill()
-            process.process.wait()
-            port = int(url.split(":")[2].removesuffix("/api"))
-            again, _ = ending.enter_context(server(folder / "server", port=port))
-            assert again == url
-        assert active_slots(url) == 1, "the server does not know yet"
-        waiter = start(images, folder / "b", 1, PREFECT_API_URL=url)
-        ending.callback(waiter.communicate)
-        ending.callback(waiter.kill)
-        said = finish(waiter)
-        (span,) = spans(folder / "b")
-        assert active_slots(url) == 0
-    return Recovery((span.started.replace(tzinfo=span.started.tzinfo or UTC) - killed).total_seconds(), said)
+        if not restart:
+            said = finish(waiter)
+            (span,) = spans(folder / "b")
+            assert active_slots(url) == 0
+            return Recovery((span.started.replace(tzinfo=span.started.tzinfo or UTC) - killed).total_seconds(), said)
+        process.process.kill()
+        process.process.wait()
+        port = int(url.split(":")[2].removesuffix("/api"))
+        again, process = ending.enter_context(server(folder / "server", port=port))
+        assert again == url
+        assert active_slots(url) == 1, "what the killed server knew is kept"
+        _wait(lambda: active_slots(url) == 0, process.process)
+        seconds = (datetime.now(UTC) - killed).total_seconds()
+        return Recovery(seconds, finish(start(images, folder / "b", 1, PREFECT_API_URL=url)))
+
+
+@contextmanager
+def _ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _wait(until: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not until():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def active_slots(url: str) -> int:

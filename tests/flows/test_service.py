@@ -182,6 +182,7 @@ def test_auth_and_csrf_and_no_secret_in_anything_written(tmp_path: Path, photo: 
         assert httpx.get(f"{url}/admin/version").status_code == 401
         key = {"Authorization": "Basic " + base64.b64encode(SECRET.encode()).decode()}
         assert httpx.get(f"{url}/admin/version", headers=key).status_code == 200
+        assert SECRET.split(":")[1] not in httpx.get(f"{url}/admin/settings", headers=key).text
         forged = httpx.post(f"{url}/flow_runs/filter", json={}, headers=key)
         assert forged.status_code == 403, "no CSRF token"
         assert "CSRF" in forged.text
@@ -267,6 +268,7 @@ def test_a_run_on_postgresql(postgres: tuple[str, int, Path], tmp_path: Path, ph
         assert done.returncode == 0, done.stderr
         assert api in done.stderr
         (everything / "said").write_text(done.stdout + done.stderr)
+        assert password not in httpx.get(f"{api}/admin/settings").text
         (limit,) = httpx.post(f"{api}/v2/concurrency_limits/filter", json={}).json()
         assert (limit["limit"], limit["active_slots"]) == (1, 0)
         assert process.end() == 0

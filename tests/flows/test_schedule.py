@@ -331,13 +331,14 @@ def test_prefect_yaml_deploys_for_a_worker_that_runs_it(
         return done.stdout
 
     url = denoise_server.url
-    prefect("work-pool", "create", "denoise", "--type", "process")
+    worker = ("worker", "start", "--pool", "denoise", "--type", "process", "--run-once")
+    prefect(*worker)  # makes the pool
     prefect("--no-prompt", "deploy", "--all")
     deployment = httpx.get(f"{url}/deployments/name/denoise-directory/nightly").json()
     assert deployment["work_pool_name"] == "denoise"
     assert [one["schedule"]["cron"] for one in deployment["schedules"]] == ["0 2 * * *"]
     assert deployment["parameters"]["config"] == {"input": str(images), "output": str(out)}
     run = from_form(url, "nightly", input=str(images), output=str(out), method="none")
-    prefect("worker", "start", "--pool", "denoise", "--run-once")
+    prefect(*worker)
     assert ended(url, run)["message"] == "2 done, 0 failed"
     assert (out / "results.parquet").is_file()

@@ -58,7 +58,7 @@ class When:
         if self.cron is not None:
             return f"cron {self.cron!r}, {self.timezone} time"
         if self.every is not None:
-            return f"every {_spelt(self.every)}, counted from midnight, {self.timezone} time"
+            return f"every {_spelt(self.every)}, counted from a midnight, {self.timezone} time"
         return f"when files have come or changed, looked for every {_spelt(self.watch or 0)}"
 
 
@@ -199,18 +199,18 @@ async def _serve(config: RunConfig, chosen: When, name: str, tell: Tell) -> None
                 entrypoint_type=EntrypointType.MODULE_PATH,
             )
         )
-        tell(f"Deployment:     {FLOW}/{name}")
-        tell(f"Runs:           {chosen}")
-        tell("Ctrl-C ends it; the schedule stays.")
-        if missed and chosen.watch is None:
-            tell(f"{missed} runs were missed; one makes up for them")
-            await client.create_flow_run_from_deployment(deployment)
         ending = asyncio.Event()
         serving = asyncio.create_task(runner.start(webserver=False))
         while not runner.started and not serving.done():
             await asyncio.sleep(0.05)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # in place of the runner's own, once it has them
             asyncio.get_running_loop().add_signal_handler(number, ending.set)
+        tell(f"Deployment:     {FLOW}/{name}")
+        tell(f"Runs:           {chosen}")
+        tell("Ctrl-C ends it; the schedule stays.")
+        if missed and chosen.watch is None:
+            tell(f"{missed} runs were missed; one makes up for them")
+            await client.create_flow_run_from_deployment(deployment)
         beside = [asyncio.create_task(_tell_runs(client, deployment, tell)), asyncio.create_task(ending.wait())]
         if chosen.watch is not None:
             beside.append(asyncio.create_task(_watch(client, deployment, config.input, chosen.watch, tell)))
@@ -233,6 +233,8 @@ async def _cancel_missed(client: PrefectClient, name: str) -> int:
     from prefect.client.schemas.filters import (
         DeploymentFilter,
         DeploymentFilterName,
+        FlowFilter,
+        FlowFilterName,
         FlowRunFilter,
         FlowRunFilterExpectedStartTime,
         FlowRunFilterState,
@@ -244,6 +246,7 @@ async def _cancel_missed(client: PrefectClient, name: str) -> int:
     count = 0
     while True:
         late = await client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
             deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
             flow_run_filter=FlowRunFilter(
                 state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),

@@ -283,8 +283,8 @@ def main() -> int:
     print(
         f"\nthe network: {cpu(1).precision}, channels_last, {cores()} thread(s), one a core, median of {options.rounds}"
     )
-    sizes = [plan.size for plan in (plans.own, plans.shared) if plan.size is not None]
-    layouts = [Layout(3, size.width, size.layers) for size in sizes]
+    networks = [plan.size for plan in (plans.own, plans.shared) if plan.size is not None]
+    layouts = [Layout(3, size.width, size.layers) for size in networks]
     found["network"] = [network(layout, options.rounds) for layout in layouts]
     found["best_gflops"] = best_rate(options.rounds)
     found["size"] = against_size(options.preset, sizes, options.rounds)

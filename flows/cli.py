@@ -198,7 +198,8 @@ def _add_serve(commands: Any) -> None:
 
 
 STYLIZE_OPTIONS = (
-    *("input", "output", "style", "style_preset", "style_scale", "style_max_side", "keep_colours"),
+    *("input", "output", "style", "style_preset", "style_layers", "content_layers", "style_weight", "content_weight"),
+    *("style_steps", "style_optimiser", "style_scale", "style_max_side", "keep_colours"),
     *("vgg_weights", "vgg_sha256", "seed", "device", "slots", "chunk", "max_megapixels", "on_existing"),
 )
 
@@ -251,6 +252,9 @@ def _metavar(name: str, field: FieldInfo) -> str:
         "methods": "A,B",
         "against": "A",
         "vgg_weights": "FILE|download",
+        "style_layers": "A,B",
+        "content_layers": "A,B",
+        "style_optimiser": "lbfgs|adam",
         "vgg_sha256": "HEX",
     }
     many = isinstance(field.default, tuple)
@@ -398,6 +402,8 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
         reference=None if config.reference is None else config.reference.resolve(),
         axes=config.axes,
         channels=config.channels.value,
+        noisy=config.saves_noisy,
+        in_rgb=bool(config.style),
     )
     if config.model is not None:
         given(config.model.resolve())  # a damaged one is said now

@@ -255,7 +255,7 @@ def _end(config: CompareConfig, found: Scan, cells: list[Planned], broken: int, 
         {text(source.name): source.sha256 for source in found.todo},
         found.refused,
     )
-    protocol = protocol_of(config, found)
+    protocol = protocol_of(config, found, rows)
     provenance = {
         "software": f"denoise-flows {__version__}",
         "config": config.model_copy(update={"input": config.input.resolve(), "output": root}).to_toml(),
@@ -289,18 +289,25 @@ def _end(config: CompareConfig, found: Scan, cells: list[Planned], broken: int, 
     return Completed(message=f"{summary.done} done, {summary.failed} failed", data=summary)
 
 
+def _in_words(threads: Sequence[int], fits: int) -> str:
+    """So many threads a fit (some fits of an earlier run may have had more or fewer), and how many fits at once."""
+    number = " or ".join(map(str, threads))
+    at_once = "one at a time" if fits == 1 else f"up to {fits} at once"
+    return f"{number} thread{'s' * (number != '1')} a fit, {at_once}"
+
+
 def _named(row: Row) -> str:
     return f"{row['source']} ({row['candidate']} at {row['noise']}, seed {row['seed']})"
 
 
-def protocol_of(config: CompareConfig, found: Scan) -> dict[str, Any]:
-    """How the comparison was made, as plain JSON; ``notes`` says it in sentences."""
+def protocol_of(config: CompareConfig, found: Scan, rows: Sequence[Row] = ()) -> dict[str, Any]:
+    """How the comparison was made, as plain JSON; ``notes`` says it in sentences, ``rows`` what was measured."""
     device = choose_all(config.device)[0]
     threads = {}
     for candidate in config.methods:
-        run = config.cell(candidate, config.noises[0], config.seed)
-        one, slots = share(device, run)
-        threads[candidate] = f"{one.threads} thread{'s' * (one.threads != 1)} a fit, up to {slots} at once"
+        one, slots = share(device, config.cell(candidate, config.noises[0], config.seed))
+        used = {row["threads"] for row in rows if row["candidate"] == candidate and row["threads"] is not None}
+        threads[candidate] = _in_words(sorted(used) or [one.threads], min(slots, max(1, len(found.todo))))
     clipped = [noise for noise in config.noises if config.clips(noise)]
     crop = "whole images" if config.crop is None else f"centre crops of {config.crop} × {config.crop} pixels"
     noise = "The images have noise of their own and are scored against --reference."

@@ -71,6 +71,23 @@ class StylePresetChoice(StrEnum):
     BEST = "best"
 
 
+class StyleOptimiser(StrEnum):
+    """What paints; the optimisers of :class:`style_core.StylePreset`."""
+
+    LBFGS = "lbfgs"
+    ADAM = "adam"
+
+
+OF_STYLE_PRESET = {
+    "style_layers": "style_layers",
+    "content_layers": "content_layers",
+    "style_weight": "style_weight",
+    "content_weight": "content_weight",
+    "style_steps": "steps",
+    "style_optimiser": "optimizer",
+}
+"""Options that take the place of what the preset says, and its fields in :class:`style_core.StylePreset`."""
+
 DOWNLOAD = "download"
 """In place of a path for ``--vgg-weights``: torchvision's own file may be fetched."""
 
@@ -151,6 +168,34 @@ class RunConfig(BaseModel):
         default=StylePresetChoice.SEED,
         description="seed: layers conv1_1 to conv3_1, 300 L-BFGS steps; gatys: layers as first published, up to relu5_1; best: "
         "those layers, from coarse to fine, Wasserstein distance.",
+    )
+    style_layers: tuple[str, ...] | None = Field(
+        default=None,
+        description="Layers of VGG-19 whose style is taken, in place of the preset's, with commas between: conv1_1 to conv5_4 "
+        "before a ReLU, relu1_1 to relu5_4 after it.",
+    )
+    content_layers: tuple[str, ...] | None = Field(
+        default=None, description="Layers that keep the content, in place of the preset's."
+    )
+    style_weight: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Factor of the style loss, in place of the preset's: 1e6 of seed, 6.5e7 of gatys, 1 of best.",
+    )
+    content_weight: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Factor of the content loss, in place of the preset's: 1 of seed and gatys, 0.015 of best.",
+    )
+    style_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Evaluations of the loss at every scale, in place of the preset's: 300 of seed, 500 of gatys, 200 of best.",
+    )
+    style_optimiser: StyleOptimiser | None = Field(
+        default=None, description="What paints, in place of the preset's: lbfgs of seed and gatys, adam of best."
     )
     style_scale: float = Field(
         default=1.0,
@@ -240,6 +285,22 @@ class RunConfig(BaseModel):
             raise ValueError("the path is empty")
         return styles
 
+    @field_validator("style_layers", "content_layers", mode="before")
+    @classmethod
+    def _layers_with_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("style_layers", "content_layers")
+    @classmethod
+    def _layers_are_known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        from style_core.layers import check_names
+
+        if value is not None:
+            if not value:
+                raise ValueError("no layer is named; leave the option out for the preset's")
+            check_names(value)
+        return value
+
     @field_validator("noise")
     @classmethod
     def _noise_is_known(cls, value: str) -> str:
@@ -281,9 +342,11 @@ class RunConfig(BaseModel):
                 )
             if self.vgg_sha256 is not None and self.vgg_weights == DOWNLOAD:
                 raise ValueError("--vgg-sha256 is for a file: torchvision's own download is checked anyway")
+            if self.style_weight == 0 and self.content_weight == 0:
+                raise ValueError("--style-weight and --content-weight are both 0: nothing would be painted")
             return
         names = ("style_preset", "style_scale", "style_max_side", "keep_colours", "vgg_weights", "vgg_sha256")
-        for name in names:
+        for name in (*names, *OF_STYLE_PRESET):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"--{name.replace('_', '-')} needs --style")
 
@@ -293,6 +356,24 @@ class RunConfig(BaseModel):
         if self.method is not MethodChoice.AUTO:
             return self.method.value
         return MethodChoice.ZS_N2N.value if self.preset is Preset.PAPER else MethodChoice.ZS_FIT.value
+
+    @property
+    def style_changes(self) -> dict[str, Any]:
+        """What of the style preset is another value by option, under the names of :class:`style_core.StylePreset`."""
+        from style_core import PRESETS as STYLE_PRESETS
+
+        preset = STYLE_PRESETS[self.style_preset.value]
+        given = {field: getattr(self, option) for option, field in OF_STYLE_PRESET.items()}
+        return {
+            field: value.value if isinstance(value, StrEnum) else value
+            for field, value in given.items()
+            if value is not None and value != getattr(preset, field)
+        }
+
+    @property
+    def saves_noisy(self) -> bool:
+        """Whether the noisy images are written: asked for, or part of the chain of --style and --noise."""
+        return self.noise != "none" and (self.save_noisy or bool(self.style))
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -332,7 +413,7 @@ class RunConfig(BaseModel):
 
     def style_digest(self) -> str:
         """SHA-256 (hex) of all that decides what a stylized image looks like, but the image."""
-        decides = {
+        decides: dict[str, Any] = {
             "styles": [content(path) for path in self.style],
             "preset": self.style_preset.value,
             "scale": self.style_scale,
@@ -341,6 +422,8 @@ class RunConfig(BaseModel):
             "weights": self.vgg_weights if self.vgg_weights == DOWNLOAD else content(Path(str(self.vgg_weights))),
             "seed": self.seed,
         }
+        if changes := self.style_changes:
+            decides["changes"] = changes
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
 
     def to_toml(self) -> str:

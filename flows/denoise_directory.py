@@ -64,6 +64,8 @@ def scan(settings: Settings, *, redo: bool) -> Scan:
         reference=settings.reference,
         axes=settings.axes,
         channels=settings.channels,
+        noisy=settings.saves_noisy,
+        in_rgb=settings.style is not None,
     )
 
 
@@ -308,7 +310,7 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
         models=() if config.model is None else scopes.given(config.model.resolve()),
         given_model=config.model is not None,
         style=_style(config),
-        saves_noisy=config.noise != "none" and (config.save_noisy or bool(config.style)),
+        saves_noisy=config.saves_noisy,
         redo=config.on_existing is OnExisting.OVERWRITE,
         device=device,
         slots=slots,
@@ -365,6 +367,7 @@ def _style(config: RunConfig) -> Style | None:
     return Style(
         images=tuple(path.resolve() for path in config.style),
         preset=config.style_preset.value,
+        changes=tuple(config.style_changes.items()),
         scale=config.style_scale,
         max_side=config.style_max_side,
         keep_colours=config.keep_colours,

@@ -259,7 +259,7 @@ def _strip(source: str, noise: str, rows: Sequence[Row], root: Path, config: Map
         pixels = decode((root / row["output"]).read_bytes(), max_pixels=most).pixels
         named.append((row["candidate"], _score(row, "denoised"), arrangement.planes(pixels)))
     middle = arrangement.stacks // 2 * arrangement.frames + arrangement.frames // 2
-    flat = [(name, told, _plane(planes[middle])) for name, told, planes in named]
+    flat = [(name, told, _plane(intensities.seen(planes[middle]))) for name, told, planes in named]
     top, left = most_detailed(flat[0][2], SIDE)
     cut = [(name, told, pixels[top : top + SIDE, left : left + SIDE]) for name, told, pixels in flat]
     own = intensities.own

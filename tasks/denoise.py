@@ -86,8 +86,7 @@ def _zs_fit(work: Work, settings: Settings) -> None:
         kinds = " and ".join(str(number) for number, _, _ in settings.models)
         raise NoModel(f"the image has {channels} channels, and the model is for {kinds}")
     model, digest = (None, None) if path is None else (load_model(*path), path[1])
-    work.denoised = np.empty_like(work.noisy)
-    results = []
+    results, denoised = [], None
     for number in range(arrangement.stacks):
         stack = arrangement.stack(number)
         result = zs_fit.denoise(
@@ -100,8 +99,10 @@ def _zs_fit(work: Work, settings: Settings) -> None:
             fit_own=not settings.given_model,
             by_frame=settings.scope == "image",
         )
-        work.denoised[stack] = result.pixels
-        results.append(replace(result, pixels=work.denoised[:0]))
+        denoised = _placed(denoised, result.pixels, stack, work.noisy.shape)
+        results.append(replace(result, pixels=result.pixels[:0].copy()))
+        del result
+    work.denoised = denoised
     for remark in dict.fromkeys(result.remark for result in results if result.remark is not None):
         work.remark(remark)
     scope = settings.scope
@@ -139,7 +140,7 @@ def _each_frame(work: Work, settings: Settings) -> None:
     assert work.image is not None
     # Bytes are fitted on [0, 1] as published; deeper data seldom fill their type, so their own range is mapped there.
     eight_bit = work.image.pixels.dtype.itemsize == 1
-    work.denoised = np.empty_like(work.noisy)
+    denoised = None
     steps = restarts = 0
     fit_seconds = denoise_seconds = 0.0
     for number, frame in enumerate(work.noisy):
@@ -152,9 +153,10 @@ def _each_frame(work: Work, settings: Settings) -> None:
             value_range=(0.0, 1.0) if eight_bit else methods.intensity_range(frame),
             on_step=functools.partial(_tell, work, number, len(work.noisy)),
         )
-        work.denoised[number] = result.pixels
+        denoised = _placed(denoised, result.pixels[None], slice(number, number + 1), work.noisy.shape)
         steps, restarts = steps + result.steps, restarts + result.restarts
         fit_seconds, denoise_seconds = fit_seconds + result.fit_seconds, denoise_seconds + result.denoise_seconds
+    work.denoised = denoised
     fill(
         work.row,
         steps=steps or None,
@@ -162,6 +164,15 @@ def _each_frame(work: Work, settings: Settings) -> None:
         fit_seconds=fit_seconds if steps else None,
         denoise_seconds=denoise_seconds,
     )
+
+
+def _placed(whole: np.ndarray | None, part: np.ndarray, where: slice, shape: tuple[int, ...]) -> np.ndarray:
+    """The whole with a part in its place; a part that is the whole is not copied: it may be large."""
+    if part.shape == shape:
+        return part
+    whole = np.empty(shape, part.dtype) if whole is None else whole
+    whole[where] = part
+    return whole
 
 
 def _tell(work: Work, part: int, parts: int, step: methods.Step) -> None:

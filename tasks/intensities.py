@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from denoise_core.images import Scale, changed, fill_missing, from_float, own_scale, to_float
+from denoise_core.images import Scale, changed, fill_missing, from_float, light, own_scale, to_float
 from denoise_core.methods import intensity_range
 from tasks.arrangement import Arrangement
 
@@ -55,6 +55,12 @@ class Intensities:
             scaled[number] = plane * np.float64(scale.width) + scale.low
         return scaled
 
+    def seen(self, plane: np.ndarray) -> np.ndarray:
+        """A plane (H, W, C) in the file's intensities as it is to be shown: the inks of CMYK as the light that they leave."""
+        shape = self.arrangement.shape
+        inks = plane.shape[-1] == 4 and self.arrangement.axes.endswith("S") and shape[-1] == 4
+        return light(plane, self.scales[0].high) if inks else plane
+
     def stored(self, denoised: np.ndarray, source: np.ndarray, noisy: np.ndarray | None) -> tuple[np.ndarray, float]:
         """Planes of the unit scale as the file stores them, and the share that was clipped.
 
@@ -66,10 +72,10 @@ class Intensities:
         for number, plane in enumerate(denoised):
             scale = self._scale_of(number)
             if noisy is None or self.own is not None:
-                pixels[number], share = from_float(plane, self.dtype, scale)
+                _, share = from_float(plane, self.dtype, scale, out=pixels[number])
             else:
                 before = planes[number] if self.missing is None else np.where(self.missing[number], 0, planes[number])
-                pixels[number], share = changed(before, plane - noisy[number], scale)
+                _, share = changed(before, plane - noisy[number], scale, out=pixels[number])
             clipped += share
         if self.missing is not None:
             pixels[self.missing] = planes[self.missing]

@@ -103,16 +103,30 @@ def latest_rows(output: Path) -> dict[str, Row]:
 
 
 def is_done(
-    row: Row | None, *, source_sha256: str, config_digest: str, output: Path, reference_sha256: str | None = None
+    row: Row | None,
+    *,
+    source_sha256: str,
+    config_digest: str,
+    output: Path,
+    reference_sha256: str | None = None,
+    noisy: bool = False,
 ) -> bool:
-    """Whether a row says that this very source was done with this very configuration, and its output is still there."""
+    """Whether a row says that this very source was done with this very configuration, and its files are still there.
+
+    These are the output and what was painted; with `noisy` the noisy image too, which an earlier run may not have kept.
+    """
     if row is None or row.get("status") != DONE:
         return False
     asked = {"source_sha256": source_sha256, "config_digest": config_digest, "reference_sha256": reference_sha256}
     if any(row.get(name) != value for name, value in asked.items()):
         return False
+    if noisy and row.get("noisy") is None:
+        return False
+    beside = [row.get("stylized"), row.get("noisy") if noisy else None]
     written = output / str(row.get("output"))
     try:
+        if not all((output / str(name)).is_file() for name in beside if name is not None):
+            return False
         return written.is_file() and written.stat().st_size == row.get("output_bytes")
     except OSError:
         return False

@@ -9,7 +9,7 @@ import numpy as np
 from prefect import task
 
 from denoise_core.errors import DenoiseError
-from denoise_core.images import Image, ImageError, cropped, decode
+from denoise_core.images import Image, ImageError, cropped, decode, in_rgb
 from tasks.arrangement import arrange
 from tasks.faults import SourceChanged
 from tasks.intensities import Intensities
@@ -33,7 +33,8 @@ def load(work: Work, settings: Settings, *, step: str = "load") -> None:  # noqa
             raise SourceChanged("the file vanished while the run went on") from None
         if hashlib.sha256(data).hexdigest() != work.source.sha256:
             raise SourceChanged("the file changed while the run went on; the next run will do it")
-        image = cropped(decode(data, max_pixels=settings.max_pixels), settings.crop)
+        image = decode(data, max_pixels=settings.max_pixels)
+        image = cropped(image if settings.style is None else in_rgb(image), settings.crop)
         notes = list(image.notes)
         header = replace(work.source.header, shape=image.pixels.shape)  # of what was cropped, if it was
         arrangement = arrange(header, work.source.channels)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from prefect import task
 
 from denoise_core import __version__, noise
-from denoise_core.images import Image, cropped, decode, write_atomic
+from denoise_core.images import Image, cropped, decode, in_rgb, write_atomic
 from tasks import ledger, table
 from tasks.arrangement import arrange, renamed
 from tasks.faults import sentence
@@ -143,7 +143,8 @@ def _panel(row: Row, why: str, output: Path, config: dict[str, Any]) -> Panel | 
         content = source.read_bytes()
         if hashlib.sha256(content).hexdigest() != row["source_sha256"]:
             return None  # another file than the one that was denoised, perhaps a link to where the run never looked
-        image = cropped(decode(content, max_pixels=max_pixels), config.get("crop"))
+        image = decode(content, max_pixels=max_pixels)
+        image = cropped(in_rgb(image) if row["style"] else image, config.get("crop"))
         denoised = decode((output / row["output"]).read_bytes(), max_pixels=max_pixels)
         original = image if row["style"] else None
         if row["stylized"]:
@@ -173,9 +174,10 @@ def _strip(
             clean = None
     stack, frame = arrangement.stacks // 2, arrangement.frames // 2
     number = stack * arrangement.frames + frame
-    noisy = intensities.of_file(unit)[number]
-    after = arrangement.planes(denoised.pixels)[number]
-    shown_clean = None if clean is None else intensities.of_file(clean)[number]
+    noisy, after = (
+        intensities.seen(planes[number]) for planes in (intensities.of_file(unit), arrangement.planes(denoised.pixels))
+    )
+    shown_clean = None if clean is None else intensities.seen(intensities.of_file(clean)[number])
     caption = ", ".join(filter(None, (arrangement.place(stack, frame), _caption(row))))
     own = intensities.own
     return make_panel(

@@ -65,6 +65,8 @@ def scan(
     reference: Path | None = None,
     axes: str | None = None,
     channels: str = "auto",
+    noisy: bool = False,
+    in_rgb: bool = False,
 ) -> Scan:
     """List the images below ``root`` (or ``root`` itself): headers and digests only, no pixel is decoded.
 
@@ -77,11 +79,13 @@ def scan(
         reference: where the clean images lie under the same names; a changed one makes its image one to do.
         axes: what the axes are, whatever the files say.
         channels: see :func:`tasks.arrangement.arrange`.
+        in_rgb: CMYK images will be taken as RGB.
+        noisy: an image whose noisy version was not kept, or is gone, is one to do.
 
     Raises:
         OSError: the input itself cannot be listed.
     """
-    limits = _Limits(max_pixels, axes, channels)
+    limits = _Limits(max_pixels, axes, channels, in_rgb)
     earlier = {} if redo else ledger.latest_rows(output)
     found = Scan()
 
@@ -101,6 +105,7 @@ def scan(
                     reference_sha256=result.reference_sha256,
                     config_digest=config_digest,
                     output=output,
+                    noisy=noisy,
                 )
                 if done and row is not None:
                     found.done.append(row)
@@ -117,6 +122,7 @@ class _Limits(NamedTuple):
     max_pixels: int
     axes: str | None
     channels: str
+    in_rgb: bool
 
 
 def _look(name: str, path: Path, reference: Path | None, limits: _Limits) -> Source | Row:
@@ -140,7 +146,8 @@ def _look_once(name: str, path: Path, reference: Path | None, limits: _Limits) -
             if kind is None and path.suffix.lower() not in IMAGE_SUFFIXES:
                 what = f"a {path.suffix} file" if path.suffix else "a file without an extension"
                 return _row(name, NotAnImage(f"not an image: {what}"))
-            header = renamed(read_header(path, max_pixels=limits.max_pixels), limits.axes)
+            header = read_header(path, max_pixels=limits.max_pixels)
+            header = renamed(header.in_rgb if limits.in_rgb else header, limits.axes)
             digest = hashlib.sha256(start)
             while block := file.read(_BLOCK):
                 digest.update(block)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from denoise_core.device import Device
 
@@ -14,6 +15,7 @@ class Style:
 
     images: tuple[Path, ...]
     preset: str
+    changes: tuple[tuple[str, Any], ...]  # fields of style_core.StylePreset that have another value
     scale: float
     max_side: int | None
     keep_colours: bool

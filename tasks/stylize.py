@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from prefect import task
 
 from denoise_core import __version__
 from denoise_core.errors import DenoiseError
-from denoise_core.images import ImageError, decode, encode, fill_missing, write_atomic
+from denoise_core.images import decode, encode, fill_missing, in_rgb, write_atomic
 from tasks import activity
 from tasks.faults import stop_if_interrupted
 from tasks.settings import Settings, Style
@@ -125,7 +125,16 @@ def _go_on_with(work: Work, settings: Settings, pixels: np.ndarray, facts: dict[
     work.noisy, work.noisy_is_source = noisy, False
     stylized = text(_file(work, settings).relative_to(settings.output).as_posix()) if settings.keeps_stylized else None
     styles = " + ".join(text(path.name) for path in settings.style.images)
-    fill(work.row, style=styles, style_preset=settings.style.preset, stylized=stylized, **facts)
+    fill(work.row, style=styles, style_preset=_preset(settings.style), stylized=stylized, **facts)
+
+
+def _preset(style: Style) -> str:
+    """The preset by name, and what of it was changed: "best with steps 50, content_layers relu3_1"."""
+    changes = [
+        f"{name} {' '.join(value) if isinstance(value, tuple) else f'{value:g}' if isinstance(value, float) else value}"
+        for name, value in style.changes
+    ]
+    return " with ".join(filter(None, (style.preset, ", ".join(changes))))
 
 
 def _file(work: Work, settings: Settings) -> Path:
@@ -166,7 +175,7 @@ def _targets(style: Style, device: Device) -> style_core.StyleTargets:
 
     import style_core
 
-    preset = style_core.PRESETS[style.preset]
+    preset = replace(style_core.PRESETS[style.preset], **dict(style.changes))
     images = [_style_pixels(path) for path in style.images]
     if style.weights is None:
         features = style_core.download_features(preset.layers)
@@ -184,35 +193,11 @@ def _targets(style: Style, device: Device) -> style_core.StyleTargets:
 
 
 def _style_pixels(path: Path) -> np.ndarray:
-    """A style image (H, W[, C]), alpha as its last channel. Only seen, never written: CMYK will do, by its own profile."""
-    data = path.read_bytes()
-    try:
-        image = decode(data, max_pixels=MOST_STYLE_PIXELS)
-    except ImageError:
-        from_cmyk = _from_cmyk(data)
-        if from_cmyk is None:
-            raise
-        return from_cmyk
+    """A style image (H, W[, C]), alpha as its last channel."""
+    image = in_rgb(decode(path.read_bytes(), max_pixels=MOST_STYLE_PIXELS))
     if image.axes not in ("YX", "YXS"):
         raise DenoiseError(f"the style {path.name} is a stack ({image.axes}); one image is needed")
     return image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
-
-
-def _from_cmyk(data: bytes) -> np.ndarray | None:
-    """A CMYK image as RGB (H, W, 3) uint8; None for any other."""
-    from PIL import Image, ImageCms, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode != "CMYK" or image.width * image.height > MOST_STYLE_PIXELS:
-                return None
-            if profile := image.info.get("icc_profile"):
-                own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-                seen = ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
-                return None if seen is None else np.asarray(seen)
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, ImageCms.PyCMSError, OSError, SyntaxError):
-        return None
 
 
 def _tell(work: Work, frame: int, frames: int, step: style_core.Step) -> None:

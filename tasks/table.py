@@ -88,7 +88,7 @@ COLUMNS = (
         "Share of pixels that the added noise hit; null for kinds that change every pixel, and when none was added",
     ),
     Column("style", "string", "Style images that it was painted after, by name; null without"),
-    Column("style_preset", "string", "Preset of the style transfer"),
+    Column("style_preset", "string", "Preset of the style transfer, and what of it was changed"),
     Column("style_loss", "float64", "Weighted style loss of the stylized image"),
     Column("content_loss", "float64", "Weighted content loss of the stylized image"),
     Column("style_steps", "int64", "Evaluations that the style transfer took"),

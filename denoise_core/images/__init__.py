@@ -8,12 +8,14 @@ container what is read                                                         w
 PNG       8- and 16-bit grey, grey + alpha, RGB, RGBA; 2- and 4-bit grey;      8 or 16 bits as read; a palette becomes
           palette; interlaced; colour key                                      RGB(A), a colour key an alpha channel;
                                                                                all other chunks are copied
-JPEG      8-bit grey and colour, baseline and progressive                      quality 95, 4:4:4; EXIF, ICC, XMP, IPTC,
+JPEG      8-bit grey, RGB and CMYK (YCCK), baseline and progressive            quality 95, 4:4:4; EXIF, ICC, XMP, IPTC,
                                                                                density and comments are copied
-TIFF      integers of 8, 16 and 32 bits, floats of 16, 32 and 64; grey, RGB    the source file with other pixels: byte
-and       or channels, with or without alpha; strips and tiles; both byte      order, layout, compression and every tag
-BigTIFF   orders and planar configurations; none, LZW, deflate, zstd,          stay, but an addition to Software
-          PackBits and JPEG compression, integer and float predictors
+                                                                                (YCCK becomes CMYK)
+TIFF      integers of 8, 16 and 32 bits, floats of 16, 32 and 64; grey, RGB,   the source file with other pixels: byte
+and       CMYK (8 and 16 bits) or channels, with or without alpha; strips      order, layout, compression and every tag
+BigTIFF   and tiles; both byte orders and planar configurations; none, LZW,    stay, but an addition to Software
+          deflate, zstd, PackBits and JPEG compression, integer and float
+          predictors
 stacks    TIFF and BigTIFF, plain, ImageJ or OME: one series of such images    the same, all planes
           along any of the axes T, Z, C, and Q or I where the file names
           none; ImageJ's with all planes after one directory, too; one file
@@ -22,7 +24,7 @@ pyramids  of sub-images                                                        t
 ========= ==================================================================== =========================================
 
 Refused with an `ImageError` that names what was found: everything else, among it several series, pyramids whose levels
-are pages, CMYK, palette TIFF, 1-bit masks, complex and 64-bit integer samples, animations, and whatever is truncated or
+are pages, palette TIFF, 1-bit masks, complex and 64-bit integer samples, animations, and whatever is truncated or
 damaged. Pixels are never rotated: an orientation tag comes back as it is.
 
 All functions may be called from several threads at once, and none writes to the source.
@@ -30,7 +32,6 @@ All functions may be called from several threads at once, and none writes to the
 
 from __future__ import annotations
 
-import io
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denoise_core.images.atomic import remove_stale_temporaries, write_atomic
-from denoise_core.images.levels import Scale, changed, from_float, own_scale, to_float
+from denoise_core.images.levels import Scale, changed, from_float, light, own_scale, to_float
 from denoise_core.images.missing import fill_missing
 from denoise_core.images.model import SUPPORTED, Header, Image, ImageError
 from denoise_core.images.signatures import describe, sniff
@@ -57,6 +58,8 @@ __all__ = [
     "encode",
     "fill_missing",
     "from_float",
+    "in_rgb",
+    "light",
     "own_scale",
     "read_header",
     "remove_stale_temporaries",
@@ -110,6 +113,13 @@ def encode(image: Image, pixels: NDArray[Any], *, software: str = "") -> bytes:
     return data
 
 
+def in_rgb(image: Image) -> Image:
+    """A CMYK image as one in sRGB; any other image as it is. See `denoise_core.images.inks`."""
+    from denoise_core.images import inks
+
+    return inks.in_rgb(image)
+
+
 def cropped(image: Image, side: int | None) -> Image:
     """The centre of an image, at most `side` × `side` pixels; the image itself where it is no larger, and for None.
 
@@ -124,8 +134,9 @@ def cropped(image: Image, side: int | None) -> Image:
         middle[axis] = slice(start, start + side)
     pixels = np.ascontiguousarray(image.pixels[tuple(middle)])
     if image.container == "tiff":
-        plain = decode(_plain_tiff(pixels, image.axes), max_pixels=pixels.size)
-        return replace(plain, notes=(*image.notes, "the metadata of the file, which was cropped"))
+        from denoise_core.images.tiff import plain
+
+        return replace(plain(pixels, image.axes), notes=(*image.notes, "the metadata of the file, which was cropped"))
     alpha = None if image.alpha is None else np.ascontiguousarray(image.alpha[middle[axes[0]], middle[axes[1]]])
     carried = image.carried
     if image.container == "jpeg":
@@ -134,15 +145,6 @@ def cropped(image: Image, side: int | None) -> Image:
         assert isinstance(carried, Carried)
         carried = replace(carried, source=b"")  # it holds other pixels
     return replace(image, pixels=pixels, alpha=alpha, carried=carried)
-
-
-def _plain_tiff(pixels: NDArray[Any], axes: str) -> bytes:
-    import tifffile
-
-    file = io.BytesIO()
-    photometric = "rgb" if axes.endswith("S") else "minisblack"
-    tifffile.imwrite(file, pixels, photometric=photometric, metadata={"axes": axes})
-    return file.getvalue()
 
 
 def _module(container: str) -> ModuleType:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,6 +29,8 @@ _PIXELS_A_BYTE = 1024
 _MARKER_IN_SCAN = re.compile(rb"\xff+([^\x00\xff])")
 _FILLER = bytes((37 * i + 0x5B) % 251 for i in range(24))
 _MOST_SEGMENTS = 100_000
+_PROFILE = b"ICC_PROFILE\0"
+_PROFILE_HEAD = len(_PROFILE) + 2  # and the part's number, and of how many
 
 
 @dataclass(frozen=True)
@@ -87,19 +90,20 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
     notes = []
     if data[stream.end :].strip(b"\0\xff"):
         notes.append("data after the end of the image")
+    inks = header.inks
     kept = []
     for marker, body in stream.segments:
         if marker == 0xE2 and body.startswith(b"MPF\0"):
             notes.append("index of further images")  # its offsets point into the source file
-        elif marker == 0xEE and body.startswith(b"Adobe") and _adobe_transform([(marker, body)]) != 1:
+        elif marker == 0xEE and body.startswith(b"Adobe") and (inks or _adobe_transform([(marker, body)]) != 1):
             pass  # says how the source stored its colours; the output stores them in the usual way
         else:
-            kept.append(struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body)
+            kept.append(_segment(marker, body))
     return Image(
         container="jpeg",
         axes=header.axes,
         dtype="uint8",
-        pixels=samples[..., 0] if samples.shape[2] == 1 else samples,
+        pixels=samples[..., 0] if samples.shape[2] == 1 else 255 - samples if inks else samples,
         alpha=None,
         notes=tuple(dict.fromkeys(notes)),
         carried=Carried(data[: stream.end], b"".join(kept)),
@@ -109,21 +113,57 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
 def encode(image: Image, pixels: NDArray[Any], software: str) -> bytes:
     """A JPEG of `pixels` at quality 95 and full chroma resolution, with the image's metadata segments and a comment.
 
-    Pixels that are the source's are not coded again: they would change.
+    Pixels that are the source's are not coded again: they would change. CMYK is stored as such, also where the source has it
+    as YCCK, whose chroma the library would halve.
     """
     import imagecodecs
 
-    carried = image.carried
-    if not isinstance(carried, Carried):
-        raise TypeError("the image was not decoded from a JPEG")
-    told = b""
-    if software:
-        told = struct.pack(">BBH", 0xFF, _COM, len(software) + 2) + software.encode("latin-1")
+    carried = _carried(image)
+    told = _segment(_COM, software.encode("latin-1")) if software else b""
     if carried.source and same_bits(pixels, image.pixels):
         after = _after_application(carried.source)
         return b"".join([carried.source[:after], told, carried.source[after:]])
-    plain = imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=QUALITY, subsampling="444", optimize=True)
+    common: dict[str, Any] = {"level": QUALITY, "subsampling": "444", "optimize": True}
+    if image.header.inks:
+        plain = imagecodecs.jpeg8_encode(255 - pixels, **common, colorspace="CMYK", outcolorspace="CMYK")
+        after = _after_application(plain)  # the mark of Adobe: how it is stored
+        return b"".join([plain[:2], carried.segments, plain[2:after], told, plain[after:]])
+    plain = imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), **common)
     return b"".join([plain[:2], carried.segments, told, plain[_after_application(plain) :]])
+
+
+def profile(image: Image) -> bytes | None:
+    """The ICC profile of a decoded JPEG, from the segments that it was cut into."""
+    parts = sorted(_profile_parts(_carried(image).segments), key=lambda body: body[len(_PROFILE)])
+    return b"".join(body[_PROFILE_HEAD:] for body in parts) or None
+
+
+def recoloured(image: Image, pixels: NDArray[np.uint8], note: str) -> Image:
+    """The image with RGB (H, W, 3) in place of its CMYK, without its profile."""
+    segments = _carried(image).segments
+    for body in _profile_parts(segments):
+        segments = segments.replace(_segment(0xE2, body), b"", 1)
+    return replace(image, pixels=pixels, notes=(*image.notes, note), carried=Carried(b"", segments))
+
+
+def _profile_parts(segments: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(segments):
+        length = int.from_bytes(segments[at + 2 : at + 4], "big")
+        body = segments[at + 4 : at + 2 + length]
+        if segments[at + 1] == 0xE2 and body.startswith(_PROFILE) and len(body) > _PROFILE_HEAD:
+            yield body
+        at += 2 + length
+
+
+def _carried(image: Image) -> Carried:
+    if not isinstance(image.carried, Carried):
+        raise TypeError("the image was not decoded from a JPEG")
+    return image.carried
+
+
+def _segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
 def _after_application(data: bytes | bytearray) -> int:
@@ -227,18 +267,17 @@ def _frame(marker: int, body: bytes) -> Frame:
         raise ImageError(f"an arithmetic-coded JPEG; {supported}")
     if depth != 8:
         raise ImageError(f"a {depth}-bit JPEG; {supported}")
-    if components not in (1, 3):
-        what = "a CMYK (or YCCK) JPEG" if components == 4 else f"a JPEG of {components} components"
-        raise ImageError(f"{what}; grey and RGB JPEG are supported")
+    if components not in (1, 3, 4):
+        raise ImageError(f"a JPEG of {components} components; grey, RGB and CMYK JPEG are supported")
     return Frame(width, height, components)
 
 
 def _header(frame: Frame, *, adobe: int | None) -> Header:
-    if adobe == 2:
-        raise ImageError("a YCCK (CMYK) JPEG; grey and RGB JPEG are supported")
+    if adobe == 2 and frame.components != 4:
+        raise ImageError(f"the JPEG is damaged: it says that it is CMYK (YCCK) and has {frame.components} components")
     if frame.components == 1:
         return Header("jpeg", "YX", (frame.height, frame.width), "uint8")
-    return Header("jpeg", "YXS", (frame.height, frame.width, 3), "uint8")
+    return Header("jpeg", "YXS", (frame.height, frame.width, frame.components), "uint8")
 
 
 def _adobe_transform(segments: list[tuple[int, bytes]]) -> int | None:

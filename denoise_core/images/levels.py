@@ -47,16 +47,19 @@ def to_float(pixels: NDArray[Any], scale: Scale | None = None) -> NDArray[np.flo
         values: NDArray[np.float32] = np.divide(pixels, np.float32(scale.high), dtype=np.float32)
         return values
     values = np.empty(pixels.shape, np.float32)
-    for part in _parts(pixels):
+    for part in parts(pixels):
         values[part] = (pixels[part].astype(np.float64) - scale.low) / scale.width
     return values
 
 
-def from_float(values: NDArray[Any], dtype: DTypeLike, scale: Scale | None = None) -> tuple[NDArray[Any], float]:
+def from_float(
+    values: NDArray[Any], dtype: DTypeLike, scale: Scale | None = None, *, out: NDArray[Any] | None = None
+) -> tuple[NDArray[Any], float]:
     """Values on the unit scale as intensities of `dtype`: clipped, never wrapped, and rounded for integers.
 
-    Returns the intensities (native byte order, same shape) and the share, 0 to 1, of samples that lay more than half a
-    level outside the range and were therefore changed by clipping. Raises ValueError for NaN, and as `to_float`.
+    Returns the intensities (native byte order, same shape; `out`, where given) and the share, 0 to 1, of samples that lay
+    more than half a level outside the range and were therefore changed by clipping. Raises ValueError for NaN, and as
+    `to_float`.
     """
     target = np.dtype(dtype).newbyteorder("=")
     scale = scale or _own_scale(target)
@@ -70,26 +73,28 @@ def from_float(values: NDArray[Any], dtype: DTypeLike, scale: Scale | None = Non
             return found
         return np.asarray(values[part] * np.float64(scale.width) + scale.low)
 
-    return _stored(values, scaled, target)
+    return _stored(values, scaled, target, out)
 
 
-def changed(pixels: NDArray[Any], change: NDArray[np.float32], scale: Scale) -> tuple[NDArray[Any], float]:
+def changed(
+    pixels: NDArray[Any], change: NDArray[np.float32], scale: Scale, *, out: NDArray[Any] | None = None
+) -> tuple[NDArray[Any], float]:
     """The `pixels` with a change on the unit scale: exactly themselves where that is 0, which float32 could not give back.
 
     Returns what `from_float` does.
     """
-    return _stored(pixels, lambda part: pixels[part] + change[part] * np.float64(scale.width), pixels.dtype)
+    return _stored(pixels, lambda part: pixels[part] + change[part] * np.float64(scale.width), pixels.dtype, out)
 
 
 def _stored(
-    like: NDArray[Any], scaled: Callable[[Part], NDArray[Any]], target: np.dtype[Any]
+    like: NDArray[Any], scaled: Callable[[Part], NDArray[Any]], target: np.dtype[Any], out: NDArray[Any] | None
 ) -> tuple[NDArray[Any], float]:
     """What `scaled` gives of each part of an array such as `like`, as `target`; and the share that was clipped."""
     limits: Any = np.finfo(target) if target.kind == "f" else np.iinfo(target)
     low, high = float(limits.min), float(limits.max)
     half = 0.0 if target.kind == "f" else 0.5
-    stored, outside = np.empty(like.shape, target), 0
-    for part in _parts(like):
+    stored, outside = np.empty(like.shape, target) if out is None else out, 0
+    for part in parts(like):
         values = scaled(part)
         if np.isnan(values).any():
             raise ValueError("the values hold NaN, which no pixel can store")
@@ -99,7 +104,14 @@ def _stored(
     return stored, outside / like.size if like.size else 0.0
 
 
-def _parts(array: NDArray[Any]) -> Iterator[Part]:
+def light(inks: NDArray[Any], top: float) -> NDArray[np.float32]:
+    """The light (..., 3) that the inks of CMYK (..., 4) leave of white paper; `top` is full ink, and full light."""
+    free = np.subtract(top, inks, dtype=np.float32)
+    seen: NDArray[np.float32] = free[..., :3] * (free[..., 3:] / np.float32(top))
+    return seen
+
+
+def parts(array: NDArray[Any]) -> Iterator[Part]:
     """An array piece by piece along its first axis: what is computed in between takes little memory."""
     if array.ndim == 0:
         yield ...

@@ -22,7 +22,8 @@ class ImageError(DenoiseError):
 class Header:
     """What a file's headers say of its pixels.
 
-    `shape` is that of `Image.pixels`: (H, W) for axes "YX", (H, W, 3) for "YXS". A stack has further axes before these, in
+    `shape` is that of `Image.pixels`: (H, W) for axes "YX", (H, W, 3) for "YXS", and (H, W, 4) where the colours are the inks
+    of CMYK, each from 0 for none to the data type's greatest value. A stack has further axes before these, in
     the order of the file: T (time), Z (depth), C (channels), or Q or I where the file does not say, as in "TZCYX". Samples
     of a pixel that are no colours are channels, too: "YXC". An alpha channel is not counted.
     """
@@ -36,6 +37,16 @@ class Header:
     def pixels(self) -> int:
         """Of all planes; a pixel may have several samples."""
         return math.prod(self.shape[: self.axes.index("X") + 1])
+
+    @property
+    def inks(self) -> bool:
+        """Whether the colours are cyan, magenta, yellow and black."""
+        return self.axes.endswith("S") and self.shape[-1] == 4
+
+    @property
+    def in_rgb(self) -> Header:
+        """That of the image in RGB, which it is already unless its colours are inks."""
+        return Header(self.container, self.axes, (*self.shape[:-1], 3), self.dtype) if self.inks else self
 
     @property
     def planes(self) -> int:

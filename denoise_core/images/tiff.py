@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from denoise_core.images.levels import area_means, same_bits
 from denoise_core.images.model import Header, Image, ImageError, split_alpha, with_alpha
-from denoise_core.images.tiff_directories import numbers, put, set_integers
+from denoise_core.images.tiff_directories import Directory, Source, numbers, open_source, put, set_integers
 from denoise_core.images.tiff_layout import NONE, RATIOS
 from denoise_core.images.tiff_segments import decode_page, encode_page
 from denoise_core.images.tiff_series import Page, Series, read_series
 from denoise_core.images.tiff_software import add_software
+
+_ORIENTATION, _ICC_PROFILE = 274, 34675
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,43 @@ def _coded(image: Image, series: Series, pixels: NDArray[Any]) -> Iterator[bytes
         for level in levels:
             smaller = area_means(plane, level.layout.height, level.layout.width)
             yield from encode_page(smaller, level.layout)
+
+
+def plain(pixels: NDArray[Any], axes: str, *, alpha: NDArray[Any] | None = None, **tags: Any) -> Image:
+    """A decoded TIFF of these pixels and no metadata but `tags` of tifffile.imwrite; alpha is not associated."""
+    import tifffile
+
+    colours = {3: "rgb", 4: "separated"}[pixels.shape[-1]] if axes.endswith("S") else "minisblack"
+    options = {"photometric": colours, "metadata": {"axes": axes}, **tags}
+    if alpha is not None:
+        pixels = np.concatenate([pixels, alpha[..., None]], axis=-1)
+        options["extrasamples"] = ["unassalpha"]
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, **options)
+    return decode(file.getvalue(), max_pixels=pixels.size)
+
+
+def profile(image: Image) -> bytes | None:
+    """The ICC profile of a decoded TIFF, that of its first page."""
+    source, first = _first_page(image)
+    tag = first.tags.get(_ICC_PROFILE)
+    return None if tag is None else source.raw(tag)
+
+
+def recoloured(image: Image, pixels: NDArray[Any], note: str) -> Image:
+    """The image with RGB (..., H, W, 3) in place of its CMYK: a plain TIFF, with the orientation and alpha of the file."""
+    source, first = _first_page(image)
+    orientation = source.integers(first, _ORIENTATION)[:1]
+    tags = [(_ORIENTATION, "H", 1, orientation[0], True)] if orientation else []
+    found = plain(pixels, image.axes, alpha=image.alpha, extratags=tags)
+    return replace(found, notes=(*image.notes, note, "the metadata of the file"))
+
+
+def _first_page(image: Image) -> tuple[Source, Directory]:
+    if not isinstance(image.carried, Carried):
+        raise TypeError("the image was not decoded from a TIFF")
+    source = open_source(io.BytesIO(image.carried.source))
+    return source, source.directory(source.first)
 
 
 # --- where the strips or tiles lie ---

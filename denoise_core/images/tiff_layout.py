@@ -16,13 +16,13 @@ from denoise_core.images.tiff_directories import Directory, Source
 WIDTH, HEIGHT, SAMPLES = 256, 257, 277
 STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES = 273, 279, 324, 325
 NONE, JPEG, PACKBITS = 1, 7, 32773
-YCBCR = 6
+SEPARATED, YCBCR = 5, 6
 # How much the densest codec can make of a byte; a file that needs more is refused before memory is asked for.
 RATIOS = {NONE: 1, 5: 4096, 8: 1032, 32946: 1032, PACKBITS: 64, 50000: 65536, JPEG: 4096}
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIP_ROWS, _PLANAR, _PREDICTOR = 258, 259, 262, 266, 278, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _JPEG_TABLES, _SUBSAMPLING = 322, 323, 338, 339, 347, 530
-_DEPTH = 32997
+_INK_SET, _DEPTH = 332, 32997
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 0, 1, 2
 _MOST_SAMPLES = 64
 _MOST_TILE_PIXELS = 1 << 24
@@ -34,7 +34,7 @@ _COMPRESSIONS = {
     50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
 _PHOTOMETRICS = {
-    3: "palette colours", 4: "a transparency mask", 5: "CMYK colours", 8: "CIELab colours", 9: "ICCLab colours",
+    3: "palette colours", 4: "a transparency mask", 8: "CIELab colours", 9: "ICCLab colours",
     10: "ITULab colours", 32803: "a colour filter array (raw camera data)", 34892: "linear raw camera data",
 }  # fmt: skip
 # Names of the supported sample formats (4 says nothing), and bits by format.
@@ -54,7 +54,7 @@ class Layout:
     width: int
     height: int
     samples: int
-    colours: int  # samples but an alpha: 1 or 3, or the channels of what has no colours
+    colours: int  # samples but an alpha: 1, 3 or the 4 inks of CMYK, or the channels of what has no colours
     grey: bool
     dtype: np.dtype[Any]  # in the file's byte order
     compression: int
@@ -126,14 +126,20 @@ def read_layout(source: Source, directory: Directory) -> Layout:
     planar = _one(find(_PLANAR), 1)
     predictor = _one(find(_PREDICTOR), 1)
     dtype = _dtype(source.order, find(_BITS) or (1,), find(_SAMPLE_FORMAT) or (1,), photometric)
-    if photometric not in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, YCBCR):
+    if photometric not in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, SEPARATED, YCBCR):
         what = _PHOTOMETRICS.get(photometric, f"photometric interpretation {photometric}")
-        raise ImageError(f"a TIFF with {what}; grey and RGB TIFF files are supported")
+        raise ImageError(f"a TIFF with {what}; grey, RGB and CMYK TIFF files are supported")
+    if photometric == SEPARATED and _one(find(_INK_SET), 1) != 1:
+        raise ImageError("a TIFF of other inks than those of CMYK; grey, RGB and CMYK TIFF files are supported")
+    if photometric == SEPARATED and dtype.newbyteorder("=") not in (np.uint8, np.uint16):
+        raise ImageError(f"a CMYK TIFF of {dtype.name} samples; uint8 and uint16 are supported there")
     if compression not in RATIOS:
         what = _COMPRESSIONS.get(compression, f"number {compression}")
         raise ImageError(f"a TIFF with {what} compression; {_CODECS_SUPPORTED}")
     if photometric == YCBCR and compression != JPEG:
-        raise ImageError("a TIFF with YCbCr colours outside JPEG compression; grey and RGB TIFF files are supported")
+        raise ImageError(
+            "a TIFF with YCbCr colours outside JPEG compression; grey, RGB and CMYK TIFF files are supported"
+        )
     if compression == JPEG and dtype != np.uint8:
         raise ImageError(f"a TIFF with JPEG-compressed {dtype.name} samples; uint8 is supported there")
     _check_predictor(predictor, compression, dtype)
@@ -153,8 +159,9 @@ def read_layout(source: Source, directory: Directory) -> Layout:
     subsampling = (find(_SUBSAMPLING) or (2, 2))[:2]
     if photometric == YCBCR and (samples != 3 or subsampling not in ((1, 1), (2, 1), (1, 2), (2, 2))):
         raise ImageError(f"a TIFF with {samples} YCbCr samples at subsampling {subsampling}, which is not supported")
-    if compression == JPEG and (samples, colours) not in ((1, 1), (3, 3)) and planar != 2:
-        raise ImageError("a TIFF with JPEG compression and alpha or channels; grey and RGB are supported there")
+    inks = 4 if photometric == SEPARATED else 3
+    if compression == JPEG and (samples, colours) not in ((1, 1), (inks, inks)) and planar != 2:
+        raise ImageError("a TIFF with JPEG compression and alpha or channels; grey, RGB and CMYK are supported there")
     return Layout(
         width=width,
         height=height,
@@ -176,6 +183,10 @@ def read_layout(source: Source, directory: Directory) -> Layout:
 
 def _colours(samples: int, photometric: int, extra: tuple[int, ...]) -> int:
     """How many of a pixel's samples are no alpha."""
+    if photometric == SEPARATED:
+        if samples != 4 and (samples != 5 or extra[-1:] not in ((1,), (2,))):
+            raise ImageError(f"a TIFF of {samples} inks a pixel; the four of CMYK with at most an alpha are supported")
+        return 4
     if photometric not in (_MIN_IS_WHITE, _MIN_IS_BLACK):
         if samples not in (3, 4):
             raise ImageError(f"a TIFF of {samples} RGB samples a pixel; RGB with at most an alpha is supported")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from denoise_core.images import jpeg
 from denoise_core.images.model import ImageError
-from denoise_core.images.tiff_layout import JPEG, NONE, PACKBITS, YCBCR, Layout
+from denoise_core.images.tiff_layout import JPEG, NONE, PACKBITS, SEPARATED, YCBCR, Layout
 
 
 def decode_page(
@@ -74,7 +74,7 @@ def _encode_segment(values: NDArray[Any], layout: Layout) -> bytes:
         colours = _jpeg_colours(layout)
         return bytes(
             imagecodecs.jpeg8_encode(
-                np.ascontiguousarray(values if values.shape[2] == 3 else values[..., 0]),
+                np.ascontiguousarray(values[..., 0] if values.shape[2] == 1 else values),
                 level=jpeg.QUALITY,
                 subsampling=layout.subsampling if layout.photometric == YCBCR else None,
                 colorspace=colours.get("outcolorspace"),
@@ -147,4 +147,6 @@ def _decompress(coded: memoryview, compression: int, most: int) -> bytes | memor
 def _jpeg_colours(layout: Layout) -> dict[str, str]:
     if layout.segment_samples == 1:
         return {}
+    if layout.photometric == SEPARATED:
+        return {"colorspace": "CMYK", "outcolorspace": "CMYK"}
     return {"colorspace": "YCBCR" if layout.photometric == YCBCR else "RGB", "outcolorspace": "RGB"}

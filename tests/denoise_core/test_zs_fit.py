@@ -396,17 +396,25 @@ def test_a_dark_background_of_few_photons_is_not_fitted_to(clean: Pixels) -> Non
     level = NoiseLevel(1 / 200, 0.0, -math.inf, math.inf, 0.0)
     bright = Prepared(y, level, Stabiliser.of(level, y), CPU)
     dark = Prepared(y * np.float32(0.01), level, Stabiliser.of(level, y * np.float32(0.01)), CPU)
-    assert bright.not_fitted_to is None
-    assert "photons" in str(dark.not_fitted_to)
+    assert bright.not_fitted_to(1) is None
+    assert "photons" in str(dark.not_fitted_to(1))
 
 
-def test_frames_of_a_still_scene_are_estimated_together(clean: Pixels) -> None:
-    scene = np.repeat(clean[:, :96, :96, 1:2], 10, axis=0)
+@pytest.mark.parametrize(("frames", "channels", "gain"), [(4, 1, 2.0), (20, 1, 6.0), (8, 3, 3.0)])
+def test_frames_of_a_still_scene_are_estimated_together(clean: Pixels, frames: int, channels: int, gain: float) -> None:
+    scene = np.repeat(clean[:, :96, :96, :channels], frames, axis=0)
     y = noisy_of(scene, "gauss:25")
     together = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
     alone = zs_fit.denoise(y[:1], preset="fast", seed=0, device=CPU, on_step=quiet)
-    assert together.window == 8
-    assert psnr(together.pixels[0], scene[0]) > psnr(alone.pixels[0], scene[0]) + 2
+    assert together.window == frames
+    assert psnr(together.pixels[0], scene[0]) > psnr(alone.pixels[0], scene[0]) + gain
+
+
+@pytest.mark.parametrize("shape", [(12, 1, 9, 17), (3, 3, 8, 8)])
+def test_bands_of_frequencies_in_time_keep_everything(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "nl_bayes", lambda band, _check: band)
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(application.estimated(z, shape[0]), z, atol=1e-5)
 
 
 def test_frames_that_have_nothing_in_common_are_not_made_worse(photo: np.ndarray) -> None:
@@ -419,19 +427,20 @@ def test_frames_that_have_nothing_in_common_are_not_made_worse(photo: np.ndarray
     assert psnr(stack.pixels, scene) > psnr(np.stack(alone), scene) - 0.1
 
 
-def test_what_moves_is_not_smeared(photo: np.ndarray) -> None:
+@pytest.mark.parametrize("frames", [8, 20])
+def test_what_moves_is_not_smeared(photo: np.ndarray, frames: int) -> None:
     """A still scene with objects that move through its upper half: nowhere worse than each frame by itself."""
-    scene = np.repeat(photo[None, 60:220, 160:320, 1:2] / np.float32(255), 8, axis=0)
-    for frame in range(8):
+    scene = np.repeat(photo[None, 60:220, 160:320, 1:2] / np.float32(255), frames, axis=0)
+    for frame in range(frames):
         for row, step in ((10, 5), (40, 9)):
-            left = 10 + step * frame
+            left = 10 + step * frame % 130
             scene[frame, row : row + 16, left : left + 16] = (
                 photo[row : row + 16, 300:316, :1] / np.float32(255) * 0.3 + 0.6
             )
     y = noisy_of(scene, "gauss:25")
     together = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
     alone = [zs_fit.denoise(frame[None], preset="fast", seed=0, device=CPU, on_step=quiet).pixels[0] for frame in y]
-    assert together.window == 8
+    assert together.window == frames
     assert psnr(together.pixels[:, :64], scene[:, :64]) > psnr(np.stack(alone)[:, :64], scene[:, :64]) - 0.1
     assert psnr(together.pixels[:, 80:], scene[:, 80:]) > psnr(np.stack(alone)[:, 80:], scene[:, 80:]) + 2
 
@@ -456,8 +465,9 @@ def test_a_scene_that_bleaches_keeps_its_intensities(clean: Pixels) -> None:
         assert np.abs(ratio - 1).max() < 0.01, (seed, ratio)
 
 
-def test_a_blink_of_one_frame_is_kept(clean: Pixels) -> None:
-    scene = np.repeat(clean[:, :96, :96, 1:2] * np.float32(0.5), 8, axis=0)
+@pytest.mark.parametrize("frames", [8, 24])
+def test_a_blink_of_one_frame_is_kept(clean: Pixels, frames: int) -> None:
+    scene = np.repeat(clean[:, :96, :96, 1:2] * np.float32(0.5), frames, axis=0)
     rows, columns = np.indices((96, 96)) - 60
     spot = np.exp(-(rows**2 + columns**2) / (2 * 1.5**2))[..., None].astype(np.float32) * np.float32(0.4)
     scene[3] += spot
@@ -495,17 +505,20 @@ def test_a_few_counts_a_pixel_keep_their_mean() -> None:
     assert float(found.mean()) == pytest.approx(float(y.mean()), rel=0.06)
 
 
-def test_a_long_stack_is_done_in_parts_of_its_frames(photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("window", [8, 12])
+def test_a_long_stack_is_done_in_parts_of_its_frames(
+    photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
     scene = np.repeat(photo[None, 60:124, 160:224, 1:2] / np.float32(255), 45, axis=0)
     y = noisy_of(scene, "gauss:25")
     _, prepared = prepare(y, noise_of_frames(y), CPU)
     assert prepared is not None
 
     def run() -> Pixels:
-        return application.apply(y, prepared.stabiliser, None, window=8, device=CPU, on_share=lambda _: None)
+        return application.apply(y, prepared.stabiliser, None, window=window, device=CPU, on_share=lambda _: None)
 
     in_parts = run()
-    assert len(list(application.parts_of(y.shape, 8, 1))) == 3
+    assert len(list(application.parts_of(y.shape, window, 1))) > 1
     monkeypatch.setattr(application, "HOPS", 100)
     assert np.array_equal(run(), in_parts)
 

@@ -352,3 +352,28 @@ def test_input_and_output_within_each_other(photos: Path, capsys: pytest.Capture
     assert compare(photos, photos / "out", "--methods", "none", "--noise", "gauss:25") == 2
     assert "inside INPUT" in capsys.readouterr().err
     assert not (photos / "out").exists()
+
+
+def test_the_protocol_says_the_threads_that_were_used(
+    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(photo[0:40, 180:228, 1]).save(tmp_path / "photos" / "a.png")
+    out = tmp_path / "out"
+    assert compare(tmp_path / "photos", out, "--methods", "zs-fit,nlm", "--noise", "gauss:25") == 0
+    protocol = json.loads((out / "protocol.json").read_text())
+    assert {row["candidate"]: row["threads"] for row in rows_of(out)} == {"zs-fit": 2, "nlm": 1}
+    assert protocol["threads"] == {
+        "zs-fit": "2 threads a fit, one at a time",
+        "nlm": "1 thread a fit, one at a time",
+    }
+    assert "zs-fit: 2 threads a fit, one at a time; nlm: 1 thread a fit" in protocol["notes"][-1]
+    for name in "bcd":
+        Image.fromarray(photo[40:80, 180:228, 1]).save(tmp_path / "photos" / f"{name}.png")
+    assert compare(tmp_path / "photos", out, "--methods", "zs-fit,nlm", "--noise", "gauss:25") == 0
+    protocol = json.loads((out / "protocol.json").read_text())
+    assert protocol["threads"] == {
+        "zs-fit": "1 or 2 threads a fit, up to 2 at once",
+        "nlm": "1 thread a fit, up to 2 at once",
+    }

@@ -18,6 +18,7 @@ import style_core
 import tasks.stylize
 from denoise_core import metrics
 from flows.cli import main
+from flows.config import build
 from tasks import table
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -117,6 +118,44 @@ def test_what_was_painted_is_not_painted_again(
     assert len(painted) == 13
 
 
+def test_a_lost_stylized_or_noisy_image_is_made_again(
+    tree: Path, tmp_path: Path, paint: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = ["--style", paint, "--vgg-weights", weights, "--noise", "gauss:25", "--method", "nl-bayes"]
+    run = ["run", *map(str, (tree, out, *options)), "--json"]
+    assert main(run) == 0
+    lost = [out / "stylized" / "rgb.png", out / "noisy" / "deep.tif"]
+    before = [path.read_bytes() for path in lost]
+    for path in lost:
+        path.unlink()
+    capsys.readouterr()
+    assert main([*run, "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["to_do"] == ["deep.tif", "rgb.png"]
+    assert main(run) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["done"], summary["already_done"]) == (2, 2)
+    assert [path.read_bytes() for path in lost] == before
+
+
+def test_noisy_images_that_are_asked_for_later_are_written_later(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run = ["run", *map(str, (tree, out)), "--noise", "gauss:25", "--method", "none", "--json"]
+    assert main(run) == 0
+    assert not (out / "noisy").exists()
+    for done in (4, 0):
+        capsys.readouterr()
+        assert main([*run, "--save-noisy"]) == 0
+        assert json.loads(capsys.readouterr().out)["done"] == done
+    assert {row["noisy"] for row in rows_of(out).values()} == {f"noisy/{name}" for name in rows_of(out)}
+    assert all((out / "noisy" / name).is_file() for name in rows_of(out))
+    capsys.readouterr()
+    assert main(run) == 0
+    assert json.loads(capsys.readouterr().out)["done"] == 0
+
+
 def test_channels_that_are_no_colours_and_missing_values(
     tmp_path: Path, photo: np.ndarray, paint: Path, weights: Path
 ) -> None:
@@ -182,6 +221,45 @@ def test_stylize_writes_the_painted_images_as_its_result(
     assert json.loads(capsys.readouterr().out)["already_done"] == 4
 
 
+def test_layers_weights_steps_and_optimiser_are_those_of_the_options(
+    tmp_path: Path, photo: np.ndarray, paint: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = tmp_path / "in", tmp_path / "out"
+    root.mkdir()
+    Image.fromarray(photo[:40, :48]).save(root / "a.png")
+    used: list[style_core.StylePreset] = []
+    stylize = style_core.stylize
+    monkeypatch.setattr(style_core, "stylize", lambda p, t, **k: used.append(t.preset) or stylize(p, t, **k))
+    common = ["stylize", *map(str, (root, out, "--style", paint, "--vgg-weights", weights)), "--style-preset", "best"]
+    layers = ["--style-layers", "relu1_1, relu2_1", "--content-layers", "relu3_1"]
+    assert main([*common, *layers]) == 0
+    assert used[-1] == replace(
+        style_core.PRESETS["best"], style_layers=("relu1_1", "relu2_1"), content_layers=("relu3_1",)
+    )
+    assert rows_of(out)["a.png"]["style_preset"] == "best with style_layers relu1_1 relu2_1, content_layers relu3_1"
+    each = ["--style-weight", "3", "--content-weight", "0.5", "--style-steps", "2", "--style-optimiser", "lbfgs"]
+    painted = [pixels(out / "images" / "a.png")]
+    for n in range(0, len(each), 2):
+        assert main([*common, *layers, *each[: n + 2]]) == 0
+        assert len(used) == len(painted) + 1, f"{each[n]} is another manner, to be painted again"
+        painted.append(pixels(out / "images" / "a.png"))
+        assert not np.array_equal(painted[-1], painted[-2]), f"{each[n]} changes what is painted"
+    changed = (used[-1].style_weight, used[-1].content_weight, used[-1].steps, used[-1].optimizer)
+    assert changed == (3.0, 0.5, 2, "lbfgs")
+    told = "style_weight 3, content_weight 0.5, steps 2, optimizer lbfgs"
+    assert rows_of(out)["a.png"]["style_preset"].endswith(told)
+    assert main([*common, *layers, *each]) == 0
+    assert len(used) == len(painted)
+
+
+def test_an_option_that_says_what_the_preset_says_changes_nothing(tmp_path: Path, paint: Path, weights: Path) -> None:
+    plain: dict[str, Any] = {"input": tmp_path, "output": tmp_path / "o", "style": paint, "vgg_weights": str(weights)}
+    seed = style_core.PRESETS["seed"]
+    same = {"style_layers": list(seed.style_layers), "content_weight": seed.content_weight, "style_optimiser": "lbfgs"}
+    assert build({**plain, **same}).style_digest() == build(plain).style_digest()
+    assert build({**plain, "style_optimiser": "adam"}).style_digest() != build(plain).style_digest()
+
+
 def test_alpha_and_stacks_come_back(tmp_path: Path, photo: np.ndarray, paint: Path, weights: Path) -> None:
     root = tmp_path / "in"
     root.mkdir()
@@ -194,6 +272,35 @@ def test_alpha_and_stacks_come_back(tmp_path: Path, photo: np.ndarray, paint: Pa
     frames = pixels(out / "images" / "t.tif")
     assert frames.shape == (2, 40, 48)
     assert all(not np.array_equal(a, b) for a, b in zip(frames, pixels(root / "t.tif"), strict=True))
+
+
+def test_cmyk_is_painted_and_written_as_rgb(
+    tmp_path: Path, photo: np.ndarray, paint: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "in", tmp_path / "out"
+    root.mkdir()
+    inks = np.asarray(Image.fromarray(photo[:40, :48]).convert("CMYK"))
+    Image.fromarray(inks, "CMYK").save(root / "a.jpg", quality=95)
+    tifffile.imwrite(root / "deep.tif", inks.astype(np.uint16) * 257, photometric="separated")
+    Image.fromarray(photo[:40, :48]).save(root / "rgb.png")
+    run = ["run", *map(str, (root, out, "--style", paint, "--vgg-weights", weights)), "--noise", "gauss:10"]
+    assert main([*run, "--channels", "separate", "--method", "nl-bayes"]) == 0
+    rows = rows_of(out)
+    for name in ("a.jpg", "deep.tif"):
+        assert "the inks of CMYK: they became RGB" in rows[name]["note"]
+        assert (rows[name]["shape"], rows[name]["denoised_as"]) == ([40, 48, 3], "S separate")
+        assert rows[name]["psnr_denoised_db"] > rows[name]["psnr_noisy_db"] + 1
+        for folder in ("stylized", "noisy", "images"):
+            found = pixels(out / folder / name)
+            assert (found.shape, found.dtype) == ((40, 48, 3), rows[name]["dtype"])
+    page = (out / "report.html").read_text()
+    assert all(f': {name}"' in page for name in rows), "each has its strip of pictures"
+    # The same colours are painted alike, in ink or in light.
+    painted = {name: pixels(out / "stylized" / name) / (257 if name == "deep.tif" else 1) for name in rows}
+    assert np.abs(painted["deep.tif"] - painted["rgb.png"]).mean() < 3
+    assert np.abs(painted["a.jpg"] - painted["rgb.png"]).mean() < 6
+    assert main(["stylize", *map(str, (root, tmp_path / "o", "--style", paint, "--vgg-weights", weights))]) == 0
+    assert [pixels(tmp_path / "o" / "images" / name).shape for name in ("a.jpg", "deep.tif")] == [(40, 48, 3)] * 2
 
 
 def test_a_style_in_cmyk_grey_or_16_bits_is_seen_as_it_looks(tmp_path: Path, paint: Path) -> None:
@@ -217,7 +324,21 @@ def test_a_style_in_cmyk_grey_or_16_bits_is_seen_as_it_looks(tmp_path: Path, pai
         (["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--vgg-sha256", "abc"], "64 hexadecimal digits"),
         (["--style", "paint.png", "--vgg-weights", "text.pth"], "weights"),
         (["--style", "text.pth", "--vgg-weights", "vgg19.pth"], "--style"),
-        (["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--style-preset", "gatys"], "seed"),
+        (
+            ["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--style-preset", "gatys"],
+            "ends before relu4_1, relu5_1, relu4_2; layers that work with this file: conv1_1, relu1_1, conv1_2, relu1_2, pool1, "
+            "conv2_1, relu2_1, conv2_2, relu2_2, pool2, conv3_1, relu3_1. Presets that work with it: seed;",
+        ),
+        (["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--style-layers", "relu3_2"], "ends before relu3_2"),
+        (["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--style-layers", "relu9_9"], "no layer 'relu9_9'"),
+        (["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--content-layers", ","], "no layer is named"),
+        (["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--style-optimiser", "sgd"], "'lbfgs' or 'adam'"),
+        (
+            ["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--style-weight", "0", "--content-weight", "0"],
+            "both 0",
+        ),
+        (["--style-layers", "relu1_1"], "--style-layers needs --style"),
+        (["--style-steps", "9"], "--style-steps needs --style"),
         (["--keep-colours"], "needs --style"),
         (["--vgg-weights", "vgg19.pth"], "needs --style"),
         (["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--reference", "."], "--reference"),

@@ -27,7 +27,7 @@ from PIL import Image
 from skimage import data
 
 from denoise_core import images
-from tests.denoise_core.images.image_files import ICC, chunk, chunks, jpeg, png, tiff
+from tests.denoise_core.images.image_files import ICC, chunk, chunks, cmyk_jpeg, cmyk_profile, inks, jpeg, png, tiff
 
 Bytes = bytearray
 Mutation = Callable[[Bytes, random.Random], Bytes]
@@ -85,6 +85,8 @@ def seed_files() -> dict[str, bytes]:
         "tiles.tif": (frames, {"photometric": "minisblack", "compression": "lzw", "tile": (16, 16), "metadata": None}),
         "imagejstack.tif": (frames, {"imagej": True, "metadata": {"axes": "TYX"}}),
         "row.tif": (frames, {"imagej": True, "truncate": True, "metadata": {"axes": "ZYX"}}),
+        "inks.tif": (inks(37, 45), {"photometric": "separated", "rowsperstrip": 9, "iccprofile": cmyk_profile()}),
+        "deepinks.tif": (inks(37, 45, dtype="uint16"), {"photometric": "separated", "compression": "zlib", "predictor": 2}),
         "omestack.tif": (frames, {"ome": True, "compression": "zlib", "rowsperstrip": 9, "metadata": {"axes": "TYX"}}),
     }  # fmt: skip
     return {
@@ -95,6 +97,8 @@ def seed_files() -> dict[str, bytes]:
         "photo.jpg": jpeg(colour, exif=exif, icc_profile=ICC, comment=b"hello"),
         "progressive.jpg": jpeg(colour, progressive=True),
         "grey.jpg": jpeg(grey, restart_marker_blocks=2),
+        "cmyk.jpg": cmyk_jpeg(inks(37, 45), exif=exif, icc_profile=cmyk_profile()),
+        "ycck.jpg": cmyk_jpeg(inks(37, 45), ycck=True),
         **{name: tiff(pixels, **options) for name, (pixels, options) in layouts.items()},
     }
 
@@ -350,6 +354,9 @@ def _read(path: Path, corrupt: bytes) -> tuple[str | None, list[str]]:
         if image.header != header:
             problems.append("header and pixels tell different things")
         images.encode(image, image.pixels)
+        if image.header.inks:
+            rgb = images.in_rgb(image)
+            images.encode(rgb, rgb.pixels)
     except images.ImageError as error:
         said = str(error)
         if not said or "\n" in said or len(said) > 400:

@@ -59,6 +59,22 @@ def test_done_needs_the_same_source_the_same_configuration_and_the_output(tmp_pa
     assert not done(good)
 
 
+def test_done_needs_what_was_painted_too_and_the_noisy_image_where_it_is_asked_for(tmp_path: Path) -> None:
+    for folder in ("images", "stylized", "noisy"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(b"12345")
+    asked = {"source_sha256": "s", "config_digest": "c"}
+    good = row("a.png", **asked, output="images/a.png", output_bytes=5, stylized="stylized/a.png", noisy="noisy/a.png")
+    assert ledger.is_done(good, **asked, output=tmp_path, noisy=True)
+    assert not ledger.is_done({**good, "noisy": None}, **asked, output=tmp_path, noisy=True)
+    assert ledger.is_done({**good, "noisy": None}, **asked, output=tmp_path)
+    (tmp_path / "noisy" / "a.png").unlink()
+    assert not ledger.is_done(good, **asked, output=tmp_path, noisy=True)
+    assert ledger.is_done(good, **asked, output=tmp_path), "nobody asked for the noisy image this time"
+    (tmp_path / "stylized" / "a.png").unlink()
+    assert not ledger.is_done(good, **asked, output=tmp_path)
+
+
 def test_the_tail_gives_every_row_once_and_waits_for_whole_ones(tmp_path: Path) -> None:
     tail = Tail(tmp_path)
     assert list(tail.new_rows()) == []

@@ -109,3 +109,12 @@ def test_an_interrupt_ends_the_scan(tree: Path) -> None:
             look(tree)
     finally:
         interrupt.clear()
+
+
+def test_inks_are_three_colours_where_they_will_be_painted(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    Image.new("CMYK", (30, 20)).save(root / "a.jpg")
+    for in_rgb, axes, shape in ((False, None, (20, 30, 4)), (True, None, (20, 30, 3)), (True, "YXC", (20, 30, 3))):
+        found = scan(root, tmp_path / "out", max_pixels=10**6, config_digest="c", in_rgb=in_rgb, axes=axes)
+        assert [source.header.shape for source in found.todo] == [shape]

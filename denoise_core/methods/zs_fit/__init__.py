@@ -175,7 +175,7 @@ def _denoise(
     share = _Share(on_step)
     window = prepared.best_window(generator, share.part(0, 0.05))
     kept, own, steps, restarts = ESTIMATE, None, 0, 0
-    remark = prepared.not_fitted_to if fit_own or model is not None else None
+    remark = prepared.not_fitted_to(window) if fit_own or model is not None else None
     if (fit_own or model is not None) and remark is None:
         number, copies = (plans.own_windows, plans.own_copies) if fit_own else (1, 1)
         pairs = prepared.pairs(number, copies, window=window, generator=generator, on_step=share.part(0.05, 0.2))
@@ -227,7 +227,7 @@ def fit_directory(
         if noisy is not None and channels is not None:
             noisy = channels.taken(noisy) if len(channels.kept) == noisy.shape[3] else None
         prepared = None if noisy is None else prepare(noisy, noise_of_frames(noisy), device)[1]
-        if prepared is None or prepared.not_fitted_to is not None:
+        if prepared is None or prepared.not_fitted_to(1) is not None:
             return []
         generator = torch.Generator().manual_seed(derived_seed("directory", seed, number))
         return prepared.pairs(each, plans.shared_copies, window=1, generator=generator, on_step=on_window)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.fft import dct
 from torch import Tensor
 
 from denoise_core.device import Device
@@ -18,7 +19,9 @@ from denoise_core.methods.zs_fit.network import self_ensemble
 from denoise_core.methods.zs_fit.noise_level import Stabiliser
 
 PART_VALUES = 4_000_000  # of one part, its margins not counted: bounds the memory
+BAND_VALUES = 3 * PART_VALUES  # where a part has many frames, and its margins would cost more than itself
 HOPS = 4  # half windows that the frames of one part span
+MOST_CHANNELS = 8  # of frames times channels that are taken for one image; more frames are taken apart into bands
 TILE = ALIGN, 512  # rows and columns that the network takes at once: bands hold whole tiles, and its maps stay in cache
 
 # Where frames that are estimated together differ by more than noise, what is taken away is no longer white: its
@@ -88,7 +91,8 @@ def parts_of(shape: tuple[int, ...], window: int, threads: int) -> Iterator[Part
     frames, height, width, channels = shape
     together = 1 if window < 2 else min(frames, HOPS * _hop(window))
     held = together if window < 2 else together + window
-    rows = PART_VALUES // (held * width * channels) // ALIGN * ALIGN
+    values = PART_VALUES if window * channels <= MOST_CHANNELS else BAND_VALUES
+    rows = values // (held * width * channels) // ALIGN * ALIGN
     if frames <= together:
         rows = min(rows, -(-height // (threads * ALIGN)) * ALIGN)
     rows = max(rows, 2 * HALO)
@@ -100,9 +104,11 @@ def parts_of(shape: tuple[int, ...], window: int, threads: int) -> Iterator[Part
 def estimated(z: Tensor, window: int, check: Callable[[], None] = lambda: None) -> Tensor:
     """The non-local estimate of z (F, C, H, W), noise of variance 1, of `window` frames at a time; the same shape.
 
-    Frames of one window are taken as channels of one image: groups of like patches then span them, and what stays the
-    same from frame to frame is averaged over all. Windows overlap by half and are blended. Where something moves, which
-    shows in what was taken away, the frame is estimated by itself. `check` is called every now and then, to stop by an error.
+    Few frames are taken as channels of one image: groups of like patches then span them. Many are taken apart into bands of
+    frequencies in time first, whose noise is white too, and each band is estimated by itself: what stays the same from
+    frame to frame is all in the lowest, far above its noise. Windows overlap by half and are blended. Where something
+    moves, which shows in what was taken away, the frame is estimated by itself. `check` is called every now and then, to
+    stop by an error.
     """
     return _estimated(z, window, _starts(len(z), window), check)
 
@@ -120,7 +126,7 @@ def _starts(frames: int, window: int) -> list[int]:
 
 def _estimated(z: Tensor, window: int, starts: list[int], check: Callable[[], None]) -> Tensor:
     """`estimated` for windows from `starts`, which cover z; `check` is called every now and then, to stop by an error."""
-    frames, channels = z.shape[:2]
+    frames = len(z)
     if window < 2 or frames == 1:
         return torch.stack([nl_bayes(frame, check) for frame in z])
     window = min(window, frames)
@@ -128,8 +134,7 @@ def _estimated(z: Tensor, window: int, starts: list[int], check: Callable[[], No
     total, weight = torch.zeros_like(z), z.new_zeros(frames)
     for start in starts:
         part = slice(start, start + window)
-        found = nl_bayes(z[part].flatten(0, 1), check).view(window, channels, *z.shape[2:])
-        total[part] += found * weights[:, None, None, None]
+        total[part] += _together(z[part], check) * weights[:, None, None, None]
         weight[part] += weights
     joint = total / weight[:, None, None, None]
     alone = _share_alone(z - joint)
@@ -137,6 +142,25 @@ def _estimated(z: Tensor, window: int, starts: list[int], check: Callable[[], No
         if bool(alone[frame].any()):
             joint[frame] += alone[frame] * (nl_bayes(z[frame], check) - joint[frame])
     return joint
+
+
+def _together(z: Tensor, check: Callable[[], None]) -> Tensor:
+    """The estimate of one window of frames, (F, C, H, W)."""
+    frames, channels = z.shape[:2]
+    if frames * channels <= MOST_CHANNELS:
+        return nl_bayes(z.flatten(0, 1), check).view_as(z)
+    cosines = dct(np.eye(frames), norm="ortho", axis=0)
+    bands = [nl_bayes(band, check) for band in _mixed(cosines, z)]
+    return _mixed(cosines.T, torch.stack(bands))
+
+
+def _mixed(weights: Pixels, z: Tensor) -> Tensor:
+    """Sums of z's frames, one for each row of weights; element by element, so that no shape of a part changes a bit."""
+    mixed = torch.zeros_like(z)
+    for row, to in zip(weights.tolist(), mixed, strict=True):
+        for weight, frame in zip(row, z, strict=True):
+            to.add_(frame, alpha=weight)
+    return mixed
 
 
 def _share_alone(residual: Tensor) -> Tensor:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from denoise_core.device import Device
 from denoise_core.methods import OnStep, Pixels, Step
-from denoise_core.methods.zs_fit.application import estimated, to_tensor
+from denoise_core.methods.zs_fit.application import MOST_CHANNELS, estimated, to_tensor
 from denoise_core.methods.zs_fit.channels import least_noise
 from denoise_core.methods.zs_fit.noise_level import NoiseLevel, Stabiliser, by_details, estimate, thinned
-from denoise_core.methods.zs_fit.pairs import Pair, recorrupt, wins
+from denoise_core.methods.zs_fit.pairs import ALPHA, Pair, recorrupt, wins
 
 LEAST_SIDE = 64  # of an image that a network is fitted to
 WINDOW_SIDE = 256
-MOST_CHANNELS = 8  # of frames that are estimated together, times channels
+LONGEST = 32  # frames that are estimated together
 MOST_CLIPPED = 0.005  # of the pixels; above it, recorrupted windows do not stand for the image: no network is fitted
 CUT_OFF_REACH = 1  # pixels around one where noise was cut off that do not count either
 DARK = 5.0  # the percentile of the noisy pixels that has to have ...
@@ -27,8 +27,9 @@ STEPS = 1.5  # between values, of noise that recorruption may take for continuou
 LEAST_PHOTONS = 3.0  # ... so many photons, read noise included
 FRAMES_LOOKED_AT = 8
 LEAST_LOOKED_AT, DETAILS_OF = 1024, 512  # pixels of frames that tell, and the side of what is looked at in each
+STILL = 0.06  # correlation of neighbouring pixels, above which a difference of frames is more than noise
 BLOCK = 32  # side of the blocks by which frames together are held against frames alone
-SAME_NOISE = 0.85  # of √2: frames whose difference has less noise than this share some of it
+SAME_NOISE = 0.85  # of what two frames' noises make together: frames whose difference has less share some of it
 MOST_UNLIKE = 1.6  # between the noise levels of frames that are taken for one stack
 
 
@@ -41,15 +42,17 @@ class Prepared:
     stabiliser: Stabiliser
     device: Device
 
-    @property
-    def not_fitted_to(self) -> str | None:
+    def not_fitted_to(self, window: int) -> str | None:
         """Why no network is fitted to it, if none is: its noise, once stabilised, is not what recorruption takes it for.
 
-        Not where much of it was cut off. And not where a part of the image has too few photons: their noise stays below
-        variance 1 there, recorrupted copies are no longer independent, and fits and their judgement go wrong together.
+        Not where much of the noise was cut off. And not where a part of the image has too few photons: their noise stays below
+        variance 1 there, recorrupted copies are no longer independent, and fits and their judgement go wrong together. Nor
+        where many frames are estimated together: a window would cost as many estimates.
         """
         if min(self.noisy.shape[1:3]) < LEAST_SIDE:
             return f"smaller than {LEAST_SIDE} pixels"
+        if window > 1 and window * self.noisy.shape[3] > MOST_CHANNELS:
+            return f"{window} frames are estimated together, which leaves little to correct"
         if self.noise.clipped > MOST_CLIPPED:
             return f"noise was cut off at an end of the range in {100 * self.noise.clipped:.2g} % of the pixels"
         if self.noise.gain == 0:
@@ -60,31 +63,39 @@ class Prepared:
         return None if enough else f"less than {LEAST_PHOTONS:g} photons in its dark parts"
 
     def best_window(self, generator: torch.Generator, on_step: OnStep) -> int:
-        """How many frames to estimate together: one, or as many as fit, whichever has the lower held-out loss."""
+        """How many frames to estimate together: one, as many as make one image, or a long window, by the held-out loss."""
         frames, height, width, channels = self.noisy.shape
-        most = min(frames, max(1, MOST_CHANNELS // channels))
-        if most < 2:
+        few, many = min(frames, max(1, MOST_CHANNELS // channels)), min(frames, LONGEST)
+        candidates = sorted({1, few, many})
+        if candidates == [1]:
             return 1
-        start = (frames - most) // 2
+        start = (frames - many) // 2
         side = WINDOW_SIDE // 2
         top, left = max(0, height - side) // 2, max(0, width - side) // 2
-        z, valid = self._tensors(self.noisy[start : start + most, top : top + side, left : left + side])
+        z, valid = self._tensors(self.noisy[start : start + many, top : top + side, left : left + side])
         noise = torch.randn(z.shape, generator=generator).to(z.device)
-        differences = (z[1:] - z[:-1]).permute(0, 2, 3, 1).cpu().numpy()
-        if min(by_details(difference) for difference in differences) < SAME_NOISE * math.sqrt(2):
-            return 1  # recorrupting would not show that the frames' noise is partly the same
-        errors = []
-        for done, window in enumerate((1, most)):
+        if _share_noise(z):
+            return 1  # which recorrupting would not show
+        excess = _variance_of_still_parts(z) - 1
+        judged = range((many - few) // 2, (many - few) // 2 + few)
+        best, least = 1, None
+        for done, window in enumerate(candidates):
+            # Frames that are not judged matter only to a window that reaches them.
+            seen = range(many) if window > few else judged
 
             def estimate_of(x: Tensor, window: int = window, done: int = done) -> Tensor:
-                return estimated(x, window, lambda: on_step(Step(done, 2, None)))
+                return estimated(x, window, lambda: on_step(Step(done, len(candidates), None)))
 
-            pairs = recorrupt(z, valid, noise, estimate_of, range(most))
-            missed = torch.cat([((pair.estimate - pair.target).square() * pair.valid).mean(dim=0) for pair in pairs])
+            part = slice(seen.start, seen.stop)
+            frames_judged = [frame - seen.start for frame in judged]
+            pairs = recorrupt(z[part], valid[part], noise[part], estimate_of, frames_judged)
+            missed = torch.cat([_missed(pair, noise[f], excess) for pair, f in zip(pairs, judged, strict=True)])
             down, across = (side // BLOCK for side in missed.shape)
             blocks = missed[: down * BLOCK, : across * BLOCK].reshape(down, BLOCK, across, BLOCK)
-            errors.append(blocks.mean(dim=(1, 3)).flatten())
-        return most if wins(errors[1], errors[0]) else 1
+            errors = blocks.mean(dim=(1, 3)).flatten()
+            if least is None or wins(errors, least):
+                best, least = window, errors
+        return best
 
     def pairs(
         self, number: int, copies: int, *, window: int, generator: torch.Generator, on_step: OnStep
@@ -121,6 +132,38 @@ class Prepared:
         cut_off = torch.from_numpy(((part <= self.noise.low) | (part >= self.noise.high)).any(axis=3)).float()[:, None]
         valid = 1 - torch.nn.functional.max_pool2d(cut_off, 2 * CUT_OFF_REACH + 1, 1, CUT_OFF_REACH)
         return to_tensor(self.stabiliser.forward(part)).to(self.device.name), valid.to(self.device.name)
+
+
+def _share_noise(z: Tensor) -> bool:
+    """Whether the noise of neighbouring frames, (F, C, H, W), is partly the same: their difference has too little."""
+    planes = z.permute(0, 2, 3, 1).cpu().numpy()
+    own = [min(1.0, by_details(plane)) for plane in planes]  # less than 1 where photons are few
+    pairs = zip(planes, planes[1:], own, own[1:], strict=False)
+    return any(by_details(b - a) < SAME_NOISE * math.hypot(of_a, of_b) for a, b, of_a, of_b in pairs)
+
+
+def _missed(pair: Pair, noise: Tensor, excess: float) -> Tensor:
+    """The squared error of a pair's estimate to its target, (H, W), as if z's noise had variance 1.
+
+    Where it has more, the noises of source and target are correlated, which favours estimates that let noise pass: by twice
+    what they let pass, times the excess. What passes of the noise that was added tells how much that is.
+    """
+    z = pair.source - ALPHA * noise
+    passed = (pair.estimate - z) * noise / ALPHA
+    return (((pair.estimate - pair.target).square() + 2 * excess * passed) * pair.valid).mean(dim=0)
+
+
+def _variance_of_still_parts(z: Tensor) -> float:
+    """The variance of the noise of z (F, C, H, W), by differences of frames, where these are white; 1 where none are."""
+    differences = (z[1:] - z[:-1]) / math.sqrt(2)
+    found = []
+    for rows in torch.split(differences, BLOCK, dim=2):
+        for block in torch.split(rows, BLOCK, dim=3):
+            variance = float(block.square().mean())
+            likeness = [(block[..., 1:, :] * block[..., :-1, :]).mean(), (block[..., 1:] * block[..., :-1]).mean()]
+            if max(abs(float(one)) for one in likeness) < STILL * variance:
+                found.append(variance)
+    return sum(found) / len(found) if found else 1.0
 
 
 def prepare(noisy: Pixels, levels: Sequence[NoiseLevel], device: Device) -> tuple[NoiseLevel | None, Prepared | None]:

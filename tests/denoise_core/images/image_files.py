@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -38,6 +40,51 @@ def anything(dtype: Any, *shape: int, seed: int = 0) -> NDArray[Any]:
         return generator.normal(0, 1000, shape).astype(kind)
     limits = np.iinfo(kind)
     return generator.integers(limits.min, limits.max, shape, kind, endpoint=True)
+
+
+def inks(*shape: int, dtype: str = "uint8") -> NDArray[Any]:
+    """CMYK (H, W, 4): a picture of which a part is printed in black."""
+    colours = picture(*shape, 4, dtype=dtype)
+    colours[..., 3] //= 3
+    return colours
+
+
+def cmyk_jpeg(pixels: NDArray[Any], *, ycck: bool = False, **options: Any) -> bytes:
+    """A CMYK JPEG by Pillow, or stored as YCCK, which Pillow does not write."""
+    if ycck:
+        spaces = {"colorspace": "CMYK", "outcolorspace": "YCCK"}
+        return bytes(imagecodecs.jpeg8_encode(255 - pixels, level=95, subsampling="444", **spaces))
+    file = io.BytesIO()
+    Pillow.frombytes("CMYK", pixels.shape[1::-1], pixels.tobytes()).save(file, "JPEG", quality=95, **options)
+    return file.getvalue()
+
+
+def cmyk_profile() -> bytes:
+    """An ICC profile (version 2) of a press: a table from the 16 mixtures of full inks to Lab, on bluish paper."""
+
+    def fixed(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+    mixtures = []
+    for c, m, y, k in itertools.product((0, 1), repeat=4):
+        lightness = 96 * (1 - 0.45 * c) * (1 - 0.5 * m) * (1 - 0.1 * y) * (1 - 0.9 * k)
+        a, b = (2 - 35 * c + 70 * m - 5 * y) * (1 - k), (-8 - 45 * c - 5 * m + 90 * y) * (1 - k)
+        mixtures += [lightness * 2.55, a + 128, b + 128]
+    table, ramp = bytes(np.clip(np.rint(mixtures), 0, 255).astype(np.uint8)), bytes(range(256))
+    white = fixed(0.9642, 1, 0.8249)
+    lut = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + fixed(1, 0, 0, 0, 1, 0, 0, 0, 1) + ramp * 4 + table + ramp * 3
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"inks\0" + bytes(78),
+        b"cprt": b"text\0\0\0\0none\0",
+        b"wtpt": b"XYZ \0\0\0\0" + white,
+        b"A2B0": lut,
+    }
+    index, body, at = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, value in tags.items():
+        index += name + struct.pack(">II", at + len(body), len(value))
+        body += value + bytes(-len(value) % 4)
+    head = struct.pack(">I4xI", at + len(body), 0x02400000) + b"prtrCMYKLab " + bytes(12) + b"acsp" + bytes(28)
+    return (head + white).ljust(128, b"\0") + index + body
 
 
 def off_by_one(pixels: NDArray[Any]) -> NDArray[Any]:

@@ -277,7 +277,9 @@ def big_header(side: int) -> bytes:
     ("data", "words"),
     [
         (tiff(picture(9, 9), photometric="palette", colormap=np.zeros((3, 256), np.uint16)), "palette"),
-        (tiff(picture(9, 9, 4), photometric="separated"), "CMYK"),
+        (tiff(picture(9, 9, 4).astype(np.float32), photometric="separated"), "CMYK TIFF of float32 samples"),
+        (tiff(picture(9, 9, 4), photometric="separated", extratags=[(332, "H", 1, 2, True)]), "other inks"),
+        (tiff(picture(9, 9, 5), photometric="separated", extrasamples=["unspecified"]), "5 inks"),
         (tiff(picture(9, 9) > 99), "1-bit"),
         (tiff(picture(9, 9), bitspersample=8, compression="lzma"), "LZMA"),
         (tiff(picture(9, 9).astype(np.uint64)), "64-bit unsigned samples"),

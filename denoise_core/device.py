@@ -56,6 +56,34 @@ def choose(device: str = "auto") -> Device:
     return Device(f"cuda:{index}", "float32", cpu_threads(), f"{chosen}: bfloat16 needs 8.0 or later")
 
 
+def choose_all(device: str = "auto") -> tuple[Device, ...]:
+    """Choose the devices that share the fits: one by one a fit each, whichever is free.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda", "cuda:N", "cuda:N,cuda:M,…", "all"}
+        Several are named with commas between; `all` is every CUDA device, or the CPU where there is none.
+
+    Raises
+    ------
+    DenoiseError
+        As :func:`choose`; and for devices that are unlike, since the result would depend on which one was free.
+    """
+    if device == "all":
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = ",".join(f"cuda:{index}" for index in range(count)) or "auto"
+    chosen = tuple({one.name: one for one in map(choose, device.split(","))}.values())
+    unlike = next((one for one in chosen if one.reason != chosen[0].reason), None)
+    if unlike is not None:
+        raise DenoiseError(
+            f"{chosen[0].name} ({chosen[0].reason}) and {unlike.name} ({unlike.reason}) are unlike, and an image's result "
+            "would depend on which one was free: name devices that are alike, for example --device cuda:0."
+        )
+    return chosen
+
+
 def _cpu(why: str) -> Device:
     import torch
 

@@ -120,10 +120,81 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("output", type=Path, metavar="OUTPUT", help="the output of an earlier run or comparison")
     report.set_defaults(command=_report)
 
+    _add_server(commands)
+    _add_serve(commands)
+
     doctor = commands.add_parser("doctor", help="what would be used here, and why: device, precision, slots, server")
     doctor.add_argument("--json", action="store_true", help="print it as JSON")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _add_server(commands: Any) -> None:
+    server = commands.add_parser(
+        "server",
+        help="a Prefect server set up for this work",
+        description="Run a Prefect server until Ctrl-C. Runs of this user on this machine report to it by themselves.",
+        epilog="Exit status: 0 ended by Ctrl-C or a termination signal, 2 could not start.",
+        argument_default=argparse.SUPPRESS,
+    )
+    server.add_argument(
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="where its database, leases and log lie (default ~/.local/state/denoise-flows/server)",
+    )
+    server.add_argument(
+        "--port", type=int, metavar="N", help="the port to listen on; 0: any that is free (default 4200)"
+    )
+    server.add_argument(
+        "--host",
+        metavar="NAME",
+        help="the name or address to listen on; any but a loopback one needs an auth string (default 127.0.0.1)",
+    )
+    server.add_argument(
+        "--database",
+        metavar="URL",
+        help="a PostgreSQL database, postgresql+asyncpg://USER:PASSWORD@HOST:PORT/NAME, in place of an SQLite file; given as "
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL in the environment, no list of processes shows the password",
+    )
+    server.add_argument(
+        "--auth-file",
+        type=Path,
+        metavar="FILE",
+        help="a file that only its owner can read, with the auth string (user:password) that clients must give; or "
+        "PREFECT_SERVER_API_AUTH_STRING in the environment",
+    )
+    server.set_defaults(command=_server)
+
+
+def _add_serve(commands: Any) -> None:
+    from flows.config import RunConfig
+
+    serve = commands.add_parser(
+        "serve",
+        help="denoise a directory on a schedule, or whenever new files come",
+        description="Run `denoise run` with these options on a schedule, until Ctrl-C. Each run does what is new; one that finds "
+        "another at work on OUTPUT is cancelled. Uses the Prefect server that is set or runs here, or starts one.",
+        epilog="Exit status: 0 ended by Ctrl-C or a termination signal, 2 could not start.",
+        argument_default=argparse.SUPPRESS,
+    )
+    serve.add_argument(
+        "--cron", metavar="EXPRESSION", help='run at these times, such as "0 2 * * *": every night at two'
+    )
+    serve.add_argument("--every", metavar="TIME", help="run this often, counted from midnight, such as 30m or 6h")
+    serve.add_argument(
+        "--watch",
+        nargs="?",
+        const="30s",
+        metavar="TIME",
+        help="run when files have come or changed and none changed between two looks, this far apart (default 30s)",
+    )
+    serve.add_argument(
+        "--timezone", metavar="NAME", help="of --cron and --every, as Europe/Berlin (default this machine's)"
+    )
+    serve.add_argument("--name", metavar="NAME", help="of the deployment (default from INPUT and OUTPUT)")
+    _add_options(serve, RunConfig, ways=False)
+    serve.set_defaults(command=_serve)
 
 
 STYLIZE_OPTIONS = (
@@ -133,8 +204,13 @@ STYLIZE_OPTIONS = (
 )
 
 
-def _add_options(parser: argparse.ArgumentParser, config: type[BaseModel], only: tuple[str, ...] = ()) -> None:
-    """One argument a field of the configuration, or of those of `only`; only what is given on the command line is set."""
+def _add_options(
+    parser: argparse.ArgumentParser, config: type[BaseModel], only: tuple[str, ...] = (), *, ways: bool = True
+) -> None:
+    """One argument a field of the configuration, or of those of `only`; only what is given on the command line is set.
+
+    ``ways``: also how a run is shown, and whether it is made.
+    """
     for name, field in config.model_fields.items():
         if only and name not in only:
             continue
@@ -152,6 +228,8 @@ def _add_options(parser: argparse.ArgumentParser, config: type[BaseModel], only:
         default = "" if field.default in (None, "none", ()) else f" (default {_as_written(field.default)})"
         parser.add_argument(flag, metavar=_metavar(name, field), help=f"{told}{default}")
     parser.add_argument("--config", metavar="FILE.toml", help="Read options from a TOML file; the command line wins.")
+    if not ways:
+        return
     parser.add_argument("--dry-run", action="store_true", help="Say what would be done, and write nothing.")
     parser.add_argument("--json", action="store_true", help="Print one summary as JSON on stdout, and no progress.")
 
@@ -167,7 +245,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return "|".join(kind)
     named = {
-        "device": "auto|cpu|cuda|cuda:N",
+        "device": "auto|all|cpu|cuda|cuda:N,…",
         "reference": "DIR",
         "model": "PATH",
         "axes": "AXES",
@@ -241,10 +319,10 @@ def _start(config: RunConfig | CompareConfig, *, as_json: bool) -> int:
     from flows.server import connected
     from tasks.faults import interrupt, sentence
 
-    if config.device.startswith("cuda"):
-        from denoise_core.device import choose
+    if config.device == "all" or config.device.startswith("cuda"):
+        from denoise_core.device import choose_all
 
-        choose(config.device)  # a device that is not there is said before a server is started
+        choose_all(config.device)  # a device that is not there is said before a server is started
     with _stopping_on_signals(interrupt.set), connected() as server:
         from prefect import tags
 
@@ -307,14 +385,14 @@ class _stopping_on_signals:  # noqa: N801 - used as a statement
 
 
 def _dry_run(config: RunConfig, *, as_json: bool) -> int:
-    from denoise_core.device import choose
+    from denoise_core.device import choose_all
     from flows import console
     from flows.config import OnExisting
     from flows.scopes import given, resolve
     from tasks.scan import scan
     from tasks.table import FAILED, SKIPPED, text
 
-    device = choose(config.device)
+    device = choose_all(config.device)[0]
     found = scan(
         config.input.resolve(),
         config.output.resolve(),
@@ -364,12 +442,12 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
 
 
 def _dry_compare(config: CompareConfig, *, as_json: bool) -> int:
-    from denoise_core.device import choose
+    from denoise_core.device import choose_all
     from flows import console
     from flows.compare import look, plan
     from tasks.table import FAILED
 
-    device = choose(config.device)
+    device = choose_all(config.device)[0]
     found = look(config)
     cells = plan(config, found)
     failed = [row for row in found.refused if row["status"] == FAILED]
@@ -422,6 +500,36 @@ def _report(options: dict[str, Any]) -> int:
     if not (options["output"] / RESULTS).is_file():
         raise StartError(f"OUTPUT: there is no {RESULTS} and no {TABLE} in {options['output']}")
     print(write_page(options["output"].resolve()))
+    return DONE
+
+
+def _server(options: dict[str, Any]) -> int:
+    from flows import service
+    from flows.errors import StartError
+    from tasks.faults import Interrupted, interrupt
+
+    asked = service.options(**options)
+    try:
+        with _stopping_on_signals(interrupt.set), service.serving(asked) as process:
+            print(service.told(process, asked), flush=True)
+            while not interrupt.wait(0.5):
+                if process.gave_up.is_set():
+                    raise StartError(f"the Prefect server ended again and again; {asked.folder / service.LOG} says why")
+    except Interrupted:
+        pass  # while it was starting
+    finally:
+        interrupt.clear()
+    return DONE
+
+
+def _serve(options: dict[str, Any]) -> int:
+    from flows import schedule
+    from flows.config import RunConfig
+
+    times = {name: options.pop(name, None) for name in ("cron", "every", "watch", "timezone")}
+    name = options.pop("name", None)
+    config, _, _ = _configured(options, RunConfig)
+    schedule.serve(config, schedule.when(**times), name=name, tell=lambda line: print(line, flush=True))
     return DONE
 
 

@@ -18,7 +18,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from denoise_core import __version__
-from denoise_core.device import choose
+from denoise_core.device import choose_all
 from flows import preflight
 from flows.compare_config import CompareConfig
 from flows.config import MOST_SLOTS, OnExisting, RunConfig
@@ -302,7 +302,7 @@ def _named(row: Row) -> str:
 
 def protocol_of(config: CompareConfig, found: Scan, rows: Sequence[Row] = ()) -> dict[str, Any]:
     """How the comparison was made, as plain JSON; ``notes`` says it in sentences, ``rows`` what was measured."""
-    device = choose(config.device)
+    device = choose_all(config.device)[0]
     threads = {}
     for candidate in config.methods:
         one, slots = share(device, config.cell(candidate, config.noises[0], config.seed))

@@ -111,10 +111,16 @@ class OnExisting(StrEnum):
     ERROR = "error"
 
 
+def _title(name: str, _: object) -> str:
+    """A field's name as the form of the Prefect UI shows it."""
+    words = name.replace("vgg", "VGG").replace("sha256", "SHA-256").replace("_", " ")
+    return words[0].upper() + words[1:]
+
+
 class RunConfig(BaseModel):
     """One run of ``denoise run``: every option, as the command line names it with dashes for underscores."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=_title)
 
     input: Path = Field(description="A directory of images, or one image. It is never written to.")
     output: Path = Field(description="The directory that gets images/, results.parquet, report.html and runs/.")
@@ -235,14 +241,15 @@ class RunConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the noise and of the fits.")
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|cpu|cuda|cuda:\d+)$",
-        description="auto, cpu, cuda or cuda:N. auto is the first GPU, or the CPU where there is none.",
+        pattern=r"^(auto|all|cpu|cuda|cuda:\d+(,cuda:\d+)*)$",
+        description="auto, cpu, cuda or cuda:N; several as cuda:0,cuda:1, or all: each fit takes the one that is free. auto is "
+        "the first GPU, all every GPU; where there is none both are the CPU.",
     )
     slots: int | None = Field(
         default=None,
         ge=1,
         le=MOST_SLOTS,
-        description="How many fits may share the device, counted over all runs on this machine. Left out: one on a GPU; on "
+        description="How many fits may share a device, counted over all runs on this machine. Left out: one on a GPU; on "
         "a CPU one a core, each with one thread, and one with all threads for paper.",
     )
     chunk: int | None = Field(
@@ -487,7 +494,7 @@ def build(options: dict[str, Any], model: type[Config] = RunConfig) -> Config:  
 _PATTERNS = {
     "--axes": "no order of axes: any of T, Z, C, Q, then YX, then S where the images have colours",
     "--vgg-sha256": "no SHA-256, which has 64 hexadecimal digits",
-    "--device": "not one of auto, cpu, cuda, cuda:N",
+    "--device": "not one of auto, all, cpu, cuda, cuda:N, or several as cuda:0,cuda:1",
 }
 
 

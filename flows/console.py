@@ -68,7 +68,8 @@ def _lines() -> Callable[[Progress], None]:
         nonlocal shown, last
         counts = (progress.done, progress.failed)
         ended = sum(counts) == progress.total
-        if counts != last and (ended or last is None or time.monotonic() - shown > _LINE_SECONDS):
+        late = time.monotonic() - shown > _LINE_SECONDS
+        if (counts != last and (ended or last is None or late)) or (progress.waiting is not None and late):
             shown, last = time.monotonic(), counts
             print(_told(progress), file=sys.stderr, flush=True)
 

@@ -23,15 +23,16 @@ from filelock import FileLock, Timeout
 from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.runtime import deployment
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from denoise_core.device import Device, choose
+from denoise_core.device import Device, choose_all
 from denoise_core.errors import DenoiseError
 from denoise_core.images import remove_stale_temporaries
 from flows import preflight, scopes
 from flows.config import DOWNLOAD, MOST_SLOTS, OnExisting, Preset, RunConfig, Scope
-from flows.errors import StartError
+from flows.errors import OutputBusy, StartError
 from flows.progress import Summary, Watch, announce, publish
 from flows.server import reports_to_real_server
 from style_core.errors import StyleError
@@ -82,12 +83,19 @@ def denoise_directory(config: RunConfig) -> State[Any]:
     The returned state is *Completed* when every image is done or explained by a row, *Failed* when a fault of the machine
     outlasted its retries, *Cancelled* when the user stopped the run. Its data is a :class:`Summary`.
 
+    A run of a deployment, by its schedule or from the UI, that finds another one at work on its output is *Cancelled*.
+
     Raises:
         StartError: the run cannot start as configured.
     """
     preflight.check(config)
     try:
         return run_into(config)
+    except OutputBusy as busy:
+        if deployment.id is None:
+            raise
+        # Not Prefect's limit of a deployment: the lock knows of all runs, and does not outlive one that is killed.
+        return Cancelled(message=f"{busy}. What that run does not do, the next one does.")
     finally:
         interrupt.clear()  # it was this run's; a service runs the next flow in the same process
 
@@ -107,7 +115,8 @@ def _run(config: RunConfig, settings: Settings, started: float, *, page: bool) -
     logger = get_run_logger()
     torch.set_num_threads(settings.device.threads)
     redo = config.on_existing is OnExisting.OVERWRITE
-    logger.info("%s on %s (%s)", settings.method, settings.device.name, settings.device.reason)
+    names = ", ".join(device.name for device in settings.devices)
+    logger.info("%s on %s (%s)", settings.method, names, settings.device.reason)
     try:
         found = scan(settings, redo=redo)
     except Interrupted:
@@ -169,7 +178,7 @@ def _work_through(chunks: list[tuple[Source, ...]], settings: Settings, total: i
     faults: list[BaseException] = []
     watch = Watch(settings, total)
     while left or in_work:
-        while left and len(in_work) <= settings.slots and not interrupt.is_set():
+        while left and len(in_work) <= settings.fits_at_once and not interrupt.is_set():
             number, sources = left.pop()
             future: Any = runner.submit(sources, settings, number=number, of=len(chunks))
             in_work[future.wrapped_future] = future
@@ -231,15 +240,22 @@ def _mean(values: list[float]) -> float | None:
 
 @contextmanager
 def ending_gently() -> Iterator[None]:
-    """A termination signal asks the run to stop, as Ctrl-C does; Prefect's own handler would break it off."""
+    """A termination signal asks the run to stop, as Ctrl-C does; Prefect's own handler would break it off.
+
+    So does a Ctrl-C that nobody else takes care of: a terminal sends it to the runs of `denoise serve` too.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda _number, _frame: interrupt.set())  # in place of Prefect's
+    taken = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        taken.append(signal.SIGINT)
+    before = {number: signal.signal(number, lambda _number, _frame: interrupt.set()) for number in taken}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -250,7 +266,7 @@ def only_run(output: Path, folder: str = "runs") -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise StartError(f"OUTPUT: another run is writing to {output}; wait for it or give another OUTPUT") from None
+        raise OutputBusy(f"OUTPUT: another run is writing to {output}; wait for it or give another OUTPUT") from None
     try:
         yield
     finally:
@@ -273,7 +289,7 @@ def share(device: Device, config: RunConfig) -> tuple[Device, int]:
 
 def _resolve(config: RunConfig, output: Path) -> Settings:
     """The settings of a new run, whose folder is made and holds its configuration and environment."""
-    device = choose(config.device)
+    device, *others = choose_all(config.device)
     device, slots = share(device, config)
     runs = ledger.run_folders(output)
     number = int(runs[-1].name.split("-")[0]) + 1 if runs else 1
@@ -302,11 +318,13 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
         run_id=run_id,
         config_digest=config.digest(),
         steps_are_seen=True,
-        limit_name=limit_name(device.name) if reports_to_real_server() else None,
+        has_limits=reports_to_real_server(),
+        other_devices=tuple(others),
     )
-    if settings.limit_name is not None:
+    if settings.has_limits:
         with get_client(sync_client=True) as client:
-            client.upsert_global_concurrency_limit_by_name(settings.limit_name, slots)
+            for one in settings.devices:
+                client.upsert_global_concurrency_limit_by_name(limit_name(one.name), slots)
     settings.run_folder.mkdir(parents=True)
     weights = config.vgg_weights if settings.style is None or settings.style.weights is None else settings.style.weights
     absolute = config.model_copy(
@@ -322,7 +340,7 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
     environment = {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "device": device.name,
+        "device": ",".join(one.name for one in settings.devices),
         "precision": device.precision,
         "threads": device.threads,
         "slots": slots,

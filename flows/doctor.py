@@ -11,6 +11,7 @@ import psutil
 
 from denoise_core import __version__
 from denoise_core.device import Device
+from flows import running
 from flows.config import Preset, RunConfig
 from flows.server import prepare_environment, set_url
 from tasks.slots import free_slots, lock_folder
@@ -49,7 +50,7 @@ def _shared(device: Device, preset: Preset) -> str:
 
     one, slots = share(device, RunConfig(input=Path(), output=Path(), preset=preset))
     threads = "one thread" if one.threads == 1 else f"{one.threads} threads"
-    return f"{slots} at once, {threads} each; {free_slots(device.name, slots)} of {slots} slots free now"
+    return f"{slots} at once, {threads} each; {free_slots(device, slots)} of {slots} slots free now"
 
 
 def _server() -> str:
@@ -57,7 +58,10 @@ def _server() -> str:
 
     url = set_url()
     if url is None:
-        return "none is set (PREFECT_API_URL); a run brings an embedded one"
+        here = running.healthy()
+        if here is None:
+            return "none is set (PREFECT_API_URL) and none runs here (`denoise server`); a run brings an embedded one"
+        return f"{here.url} answers: `denoise server` runs here, process {here.pid}, data in {here.folder}"
     try:
         answer = httpx.get(f"{url}/health", timeout=3.0)
     except httpx.HTTPError as error:

@@ -13,8 +13,11 @@ FOLDERS = ("images", "stylized", "noisy", "models", "runs")
 """What a run may make in OUTPUT."""
 
 
-def check(config: RunConfig, *, writes: bool = True) -> None:
-    """Raise :class:`StartError` with one sentence where the run cannot start; ``writes`` also tries the output."""
+def check(config: RunConfig, *, writes: bool = True, waits: bool = False) -> None:
+    """Raise :class:`StartError` with one sentence where the run cannot start; ``writes`` also tries the output.
+
+    ``waits``: the run is for later, and the input may be empty as yet.
+    """
     source, output = config.input, config.output
     for name, path in (
         ("INPUT", source),
@@ -34,7 +37,7 @@ def check(config: RunConfig, *, writes: bool = True) -> None:
         raise StartError(f"INPUT: {source} is neither a directory nor a file")
     if not os.access(source, os.R_OK):
         raise StartError(f"INPUT: {source} cannot be read")
-    if source.is_dir() and not any(files for _, _, files in os.walk(source)):
+    if source.is_dir() and not waits and not any(files for _, _, files in os.walk(source)):
         raise StartError(f"INPUT: {source} is empty")
     _check_reference(config)
     _check_model(config)

@@ -1,4 +1,4 @@
-"""The Prefect server that a run reports to: the one that is set, or one of its own for as long as the run lasts.
+"""The Prefect server that a run reports to: the one that is set, or that ``denoise server`` runs here, or one of its own.
 
 Prefect can start a temporary server by itself, but that one dies with the terminal's Ctrl-C before the run has reported
 its end, and outlives a run that is killed. This one is out of the terminal's reach and ends when the run's end of a pipe
@@ -7,39 +7,31 @@ closes, however the run ends.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import socket
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from flows import running
 from flows.errors import StartError
-from tasks.faults import stop_if_interrupted
+from flows.server_process import ServerProcess
 
-_START_SECONDS = 120.0
-_MOST_RESTARTS = 5
 _embedded_addresses: set[str] = set()
-
-log = logging.getLogger("tasks")
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where a run reports to."""
+    """Where a run reports to, and why there."""
 
     url: str
     embedded: bool
+    why: str = ""
 
     def __str__(self) -> str:
-        return "embedded in this run" if self.embedded else self.url
+        return "embedded in this run" if self.embedded else f"{self.url} ({self.why})"
 
 
 def prepare_environment() -> None:
@@ -90,14 +82,13 @@ def connected() -> Iterator[Server]:
     """A server that answers, and Prefect set to report to it; an embedded one is stopped on the way out.
 
     Raises:
-        StartError: the server that is set does not answer, or the embedded one does not start.
+        StartError: the server that is set does not answer or does not let us in, or the embedded one does not start.
     """
     prepare_environment()
-    url = set_url()
-    if url is not None:
-        _check_set_server(url)
-        yield Server(url, embedded=False)
-        return
+    with real_server() as real:
+        if real is not None:
+            yield real
+            return
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with _embedded() as address, temporary_settings({PREFECT_API_URL: address}):
@@ -105,10 +96,67 @@ def connected() -> Iterator[Server]:
         try:
             yield Server(address, embedded=True)
         finally:
-            _send_what_waits()
+            send_what_waits()
 
 
-def _send_what_waits() -> None:
+@contextmanager
+def real_server() -> Iterator[Server | None]:
+    """The server that is set, or that runs here already, with Prefect set to it; ``None`` where there is neither."""
+    url = set_url()
+    if url is not None:
+        _check(url, "that PREFECT_API_URL names", "start it with `denoise server`, or unset PREFECT_API_URL")
+        yield Server(url, embedded=False, why="as PREFECT_API_URL says")
+        return
+    here = running.healthy()
+    if here is None:
+        yield None
+        return
+    with at(here):
+        _check(here.url, "that `denoise server` runs here", "restart it, or stop it")
+        yield Server(here.url, embedded=False, why=f"`denoise server` runs here, process {here.pid}")
+
+
+@contextmanager
+def at(here: running.Running) -> Iterator[None]:
+    """Prefect set to report to a server that runs here, with the auth string of its file where none is set."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    settings: dict[Any, Any] = {PREFECT_API_URL: here.url}
+    if here.auth_file is not None and not PREFECT_API_AUTH_STRING.value():
+        settings[PREFECT_API_AUTH_STRING] = read_auth_file(Path(here.auth_file))
+    with temporary_settings(settings):
+        try:
+            yield
+        finally:
+            send_what_waits()
+
+
+def read_auth_file(path: Path) -> str:
+    """The auth string in a file that nobody but its owner may read.
+
+    Raises:
+        StartError: there is none, or others may read it.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise StartError(f"--auth-file: others than its owner may read {path}; chmod 600 it")
+            words = file.read(10_000).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartError(f"--auth-file: {path} cannot be read: {getattr(error, 'strerror', error)}") from None
+    return checked_auth(words, f"--auth-file: {path}")
+
+
+def checked_auth(words: str, where: str) -> str:
+    """An auth string that Prefect can use; raises :class:`StartError` that does not repeat it."""
+    if not words:
+        raise StartError(f"{where} is empty; an auth string such as user:password is wanted")
+    if not words.isascii() or not words.isprintable():
+        raise StartError(f"{where} holds more than one line, or letters that are not ASCII; user:password is wanted")
+    return words
+
+
+def send_what_waits() -> None:
     """Logs and events go out in batches; the last ones must leave before the server does."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
@@ -119,121 +167,31 @@ def _send_what_waits() -> None:
 
 @contextmanager
 def _embedded() -> Iterator[str]:
-    process = _Process()
+    process = ServerProcess({**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"})
     try:
         import torch  # noqa: F401 - the run needs it: imported while the server starts
 
-        address = f"http://127.0.0.1:{process.port}/api"
-        try:
-            _wait_until_healthy(address, process.child, seconds=_START_SECONDS)
-        except StartError as error:
-            raise StartError(f"{error}; its last words: {process.last_words() or 'none'}") from None
+        process.wait_until_healthy()
         with process.kept_alive():
-            yield address
+            yield process.url
     finally:
         process.end()
 
 
-class _Process:
-    """The server's process; one that dies is replaced, since Prefect's calls would wait for it for minutes."""
-
-    def __init__(self) -> None:
-        self.port = 0  # any that is free
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end()
-        self.child = self._start()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
-            # The child has its own: with this one left open a dead server would hang, not refuse.
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else its successor must wait for the port
-            listening.bind(("127.0.0.1", self.port))
-            listening.listen(128)
-            self.port = listening.getsockname()[1]
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "flows.embedded_server", str(listening.fileno())],
-                stdin=subprocess.PIPE,
-                stdout=self._said,
-                stderr=self._said,
-                pass_fds=[listening.fileno()],
-                start_new_session=True,
-                env={
-                    **os.environ,
-                    "PREFECT_UI_ENABLED": "0",
-                    "PREFECT__SERVER_EPHEMERAL": "1",
-                    "PREFECT__SERVER_FINAL": "1",
-                },
-            )
-
-    @contextmanager
-    def kept_alive(self) -> Iterator[None]:
-        """While inside, a server that ends is started again on its port, a few times."""
-        leaving = threading.Event()
-
-        def watch() -> None:
-            restarts = 0
-            while not leaving.wait(0.5) and restarts < _MOST_RESTARTS:
-                if self.child.poll() is not None:
-                    restarts += 1
-                    log.warning("the embedded Prefect server ended (%s); it is started again", self.child.returncode)
-                    with contextlib.suppress(OSError):
-                        if self.child.stdin is not None:
-                            self.child.stdin.close()
-                        self.child = self._start()
-
-        watching = threading.Thread(target=watch, name="embedded-server", daemon=True)
-        watching.start()
-        try:
-            yield
-        finally:
-            leaving.set()
-            watching.join()
-
-    def last_words(self) -> str:
-        """The last line that the process printed."""
-        self._said.seek(0)
-        return " ".join(self._said.read().decode(errors="replace").strip().splitlines()[-1:])
-
-    def end(self) -> None:
-        """Ask it to end, and see that it does."""
-        if self.child.stdin is not None:
-            self.child.stdin.close()
-        try:
-            self.child.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            self.child.wait()
-        self._said.close()
-
-
-def _check_set_server(url: str) -> None:
-    """Ask the server that is set whether it is well, with the credentials that Prefect has for it."""
+def _check(url: str, which: str, remedy: str) -> None:
+    """Ask a server whether it is well, and whether it lets us in with the credentials that Prefect has for it."""
+    import httpx
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
-    if problem is not None:
-        raise StartError(
-            f"the Prefect server that PREFECT_API_URL names, {url}, does not answer ({problem}); start it with "
-            "`prefect server start`, or unset PREFECT_API_URL to use an embedded one"
-        )
-
-
-def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], *, seconds: float) -> None:
-    import httpx
-
-    deadline = time.monotonic() + seconds
-    problem = "no answer"
-    with httpx.Client(timeout=5.0) as client:
-        while time.monotonic() < deadline:
-            stop_if_interrupted()
-            if process.poll() is not None:
-                raise StartError(f"the embedded Prefect server ended at once (exit status {process.returncode})")
-            try:
-                answer = client.get(f"{url}/health")
-                if answer.status_code == httpx.codes.OK:
-                    return
-                problem = f"it answers {answer.status_code}"
-            except httpx.HTTPError as error:
-                problem = str(error) or type(error).__name__
-            time.sleep(0.05)
-    raise StartError(f"the embedded Prefect server did not start within {seconds:.0f} s ({problem})")
+        if problem is not None:
+            raise StartError(f"the Prefect server {which}, {url}, does not answer ({problem}); {remedy}")
+        try:
+            client.api_version()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.UNAUTHORIZED:
+                raise StartError(f"the Prefect server {which}, {url}, answers {error.response.status_code}") from None
+            raise StartError(
+                f"the Prefect server {which}, {url}, does not let us in; PREFECT_API_AUTH_STRING is to hold its auth string"
+            ) from None

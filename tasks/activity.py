@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _lock = threading.Lock()
 _fractions: dict[str, float] = {}
-_waiting: dict[int, str] = {}
+_waiting: dict[int, tuple[str, float]] = {}  # by thread: what for, and since when
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def report(name: str, fraction: float) -> None:
 def waiting(what: str) -> Iterator[None]:
     """While inside, this thread waits, and ``what`` says for what."""
     with _lock:
-        _waiting[threading.get_ident()] = what
+        _waiting[threading.get_ident()] = what, time.monotonic()
     try:
         yield
     finally:
@@ -41,6 +42,10 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def glance() -> tuple[float, str | None]:
-    """The sum of the unfinished fits' fractions, and what the process waits for while nothing is being fitted."""
+    """The sum of the unfinished fits' fractions, and what the process waits for, and how long, while nothing is being fitted."""
     with _lock:
-        return sum(_fractions.values()), None if _fractions else next(iter(_waiting.values()), None)
+        if _fractions or not _waiting:
+            return sum(_fractions.values()), None
+        what, since = min(_waiting.values(), key=lambda one: one[1])
+    seconds = time.monotonic() - since
+    return 0.0, f"{what} ({seconds:.0f} s so far)" if seconds >= 1 else what

@@ -47,9 +47,9 @@ def denoise(work: Work, settings: Settings, *, step: str = "denoise") -> None:  
         with guarded(work):
             _denoise(work, settings)
         return
-    with hold_slot(settings) as waited, guarded(work), activity.on(work.source.name):
-        fill(work.row, slot_wait_seconds=waited)
-        _denoise(work, settings)
+    with hold_slot(settings) as slot, guarded(work), activity.on(work.source.name):
+        fill(work.row, slot_wait_seconds=slot.waited)
+        _denoise(work, slot.settings)
 
 
 def _denoise(work: Work, settings: Settings) -> None:

@@ -74,14 +74,14 @@ def fit_directory(
 
     log.info("fitting one network to %d of %d images of %d channel(s)", len(chosen), images, channels)
     name = f"the network for {images} images"
-    with hold_slot(settings), activity.on(name):
+    with hold_slot(settings) as slot, activity.on(name):
         started = time.perf_counter()
         # All threads of the run's slots: no image is being fitted meanwhile.
-        device = settings.device
+        device = slot.settings.device
         if device.name == "cpu":
             device = replace(device, threads=device.threads * settings.slots)
         fitted = zs_fit.fit_directory(
-            [functools.partial(_noisy, *each, settings) for each in _stacks(chosen, MOST_IMAGES[settings.preset])],
+            [functools.partial(_noisy, *each, slot.settings) for each in _stacks(chosen, MOST_IMAGES[settings.preset])],
             preset=settings.preset,
             seed=settings.seed,
             device=device,

@@ -37,12 +37,12 @@ class Settings:
     reference: Path | None
     seed: int
     device: Device
-    slots: int
+    slots: int  # of each device
     max_pixels: int
     run_id: str
     config_digest: str
     steps_are_seen: bool  # each step of each image is a task run of its own
-    limit_name: str | None  # the global concurrency limit on a real Prefect server; None on the embedded one
+    has_limits: bool  # a real Prefect server has a global concurrency limit for each device
     crop: int | None = None  # side of the centre that is taken of each image, pixels
     scope: str = "image"  # or stack or directory: what one fit serves
     models: tuple[tuple[int, Path, str], ...] = ()  # networks of zs-fit to apply: channels, file and its SHA-256
@@ -52,6 +52,17 @@ class Settings:
     axes: str | None = None  # what the axes of the images are, whatever the files say
     channels: str = "auto"  # or joint or separate
     given_model: bool = False  # the models were given by the user, and images are not fitted to
+    other_devices: tuple[Device, ...] = ()  # like `device`: a fit runs on whichever is free
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """All that a fit may run on."""
+        return (self.device, *self.other_devices)
+
+    @property
+    def fits_at_once(self) -> int:
+        """How many fits the slots of all devices admit."""
+        return self.slots * len(self.devices)
 
     def model(self, channels: int) -> tuple[Path, str] | None:
         """The file of the network for images of so many channels, and its SHA-256."""

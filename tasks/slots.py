@@ -1,8 +1,8 @@
 """Slots of a device: how many fits may share it, over all runs.
 
-Two guards, each for what the other cannot do. A global concurrency limit on a real Prefect server is seen in its UI and
-queues runs of several machines. A lock file a slot guards the device itself on this machine, with or without a server;
-the kernel drops it when its holder dies, however it dies.
+Two guards, each for what the other cannot do. A lock file a slot says which device a fit has, and guards it on this machine,
+with or without a server; the kernel drops it when its holder dies, however it dies. A global concurrency limit a device, on
+a real Prefect server, is seen in its UI, and holds where the lock files do not: in containers that share a GPU.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from denoise_core.device import Device
 from tasks import activity
 from tasks.faults import stop_if_interrupted
 from tasks.settings import Settings
@@ -45,12 +48,26 @@ def lock_folder() -> Path:
     return folder
 
 
+class Slot(NamedTuple):
+    """What a fit holds: the settings with the one device that is its own, and the seconds that passed until it was free."""
+
+    settings: Settings
+    waited: float
+
+
 @contextmanager
-def hold_slot(settings: Settings) -> Iterator[float]:
-    """Hold one of the device's slots; yields the seconds that passed until it was free."""
+def hold_slot(settings: Settings) -> Iterator[Slot]:
+    """Hold a slot of one of the run's devices.
+
+    The lock file comes first: it says which device's limit to ask for, and whoever waits for it need not ask the server again
+    and again. All take them in this order, so that no two wait for each other.
+    """
     started = time.perf_counter()
-    with _admitted(settings.limit_name), _locked(settings.device.name, settings.slots):
-        yield time.perf_counter() - started
+    with _locked(settings.devices, settings.slots) as device:
+        limit = limit_name(device.name) if settings.has_limits else None
+        with _admitted(limit):
+            there = replace(settings, device=device, other_devices=())
+            yield Slot(there, time.perf_counter() - started)
 
 
 @contextmanager
@@ -98,32 +115,34 @@ def _admitted(limit: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(device: str, slots: int) -> Iterator[None]:
-    """Hold one of the device's lock files, numbered from 0."""
-    locks = _locks(device, slots)
+def _locked(devices: tuple[Device, ...], slots: int) -> Iterator[Device]:
+    """Hold one of the lock files of a device, numbered from 0; the least used device first."""
+    locks = [(device, lock) for number in range(slots) for device, lock in _locks(devices, number)]
     held = _try_each(locks)
     if held is None:
-        with activity.waiting(f"a slot of {device}: all {slots} are taken by other fits"):
+        names = " and ".join(device.name for device in devices)
+        with activity.waiting(f"a slot of {names}: all {len(locks)} are taken by other fits"):
             while held is None:
                 stop_if_interrupted()
                 time.sleep(_POLL_SECONDS)
                 held = _try_each(locks)
+    device, lock = held
     try:
-        yield
+        yield device
     finally:
-        if device != "cpu":
+        if device.name != "cpu":
             import torch
 
             torch.cuda.empty_cache()  # what torch keeps for later, the slot's next holder needs now
-        held.release()
+        lock.release()
 
 
-def _locks(device: str, slots: int) -> list[FileLock]:
+def _locks(devices: Iterable[Device], number: int) -> list[tuple[Device, FileLock]]:
     folder = lock_folder()
-    return [FileLock(folder / f"{_identity(device)}-{n}.lock", mode=0o666) for n in range(slots)]
+    return [(one, FileLock(folder / f"{identity(one.name)}-{number}.lock", mode=0o666)) for one in devices]
 
 
-def _identity(device: str) -> str:
+def identity(device: str) -> str:
     """What names the device in every process; the number of a GPU does not, where CUDA_VISIBLE_DEVICES renumbers them."""
     if device == "cpu":
         return device
@@ -132,21 +151,22 @@ def _identity(device: str) -> str:
     return f"gpu-{torch.cuda.get_device_properties(device).uuid}"
 
 
-def _try_each(locks: list[FileLock]) -> FileLock | None:
-    for lock in locks:
+def _try_each(locks: list[tuple[Device, FileLock]]) -> tuple[Device, FileLock] | None:
+    for device, lock in locks:
         try:
             lock.acquire(blocking=False)
         except Timeout:
             continue
-        return lock
+        return device, lock
     return None
 
 
-def free_slots(device: str, slots: int) -> int:
+def free_slots(device: Device, slots: int) -> int:
     """How many of a device's slots on this machine nobody holds at this moment."""
     free = 0
-    for lock in _locks(device, slots):
-        if _try_each([lock]) is not None:
-            lock.release()
+    for number in range(slots):
+        held = _try_each(_locks([device], number))
+        if held is not None:
+            held[1].release()
             free += 1
     return free

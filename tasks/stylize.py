@@ -39,8 +39,8 @@ def stylize(work: Work, settings: Settings, *, step: str = "stylize") -> None:  
     with guarded(work):
         if _take_kept(work, settings):
             return
-    with hold_slot(settings), guarded(work), activity.on(work.source.name):
-        _paint(work, settings)
+    with hold_slot(settings) as slot, guarded(work), activity.on(work.source.name):
+        _paint(work, slot.settings)
 
 
 def paint(work: Work, settings: Settings) -> None:

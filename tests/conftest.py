@@ -14,7 +14,8 @@ import pytest
 _OWN = tempfile.mkdtemp(prefix="denoise-tests-")
 os.environ["PREFECT_HOME"] = f"{_OWN}/prefect"
 os.environ["DENOISE_LOCK_DIR"] = f"{_OWN}/locks"
-for name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
+os.environ["DENOISE_STATE_DIR"] = f"{_OWN}/state"  # no server that runs here already is the tests' to use
+for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_PROFILE"):
     os.environ.pop(name, None)
 
 from flows.server import prepare_environment  # noqa: E402

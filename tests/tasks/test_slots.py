@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+import tasks.slots
+from denoise_core import device
 from denoise_core.device import Device
+from denoise_core.errors import DenoiseError
 from tasks import activity
 from tasks.faults import Interrupted, interrupt
 from tasks.settings import Settings
@@ -21,9 +24,12 @@ from tasks.slots import free_slots, hold_slot
 
 HOLDER = """
 import sys, time
-from pathlib import Path
+import tasks.slots
+from denoise_core import device
+from denoise_core.device import Device
+from denoise_core.errors import DenoiseError
 from tasks.slots import _locked
-with _locked(sys.argv[1], int(sys.argv[2])):
+with _locked((Device(sys.argv[1], "float32", 1, "test"),), int(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -35,7 +41,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     device = Device("cpu", "float32", 1, "test")
     return Settings(
         input=tmp_path, output=tmp_path, method="none", preset="fast", noise="none", clip_noise=False, reference=None, seed=0,
-        device=device, slots=2, max_pixels=1, steps_are_seen=True, run_id="0001", config_digest="c", limit_name=None,
+        device=device, slots=2, max_pixels=1, steps_are_seen=True, run_id="0001", config_digest="c", has_limits=False,
     )  # fmt: skip
 
 
@@ -46,8 +52,8 @@ def test_no_more_threads_hold_it_than_there_are_slots(settings: Settings, slots:
 
     def fit() -> None:
         nonlocal inside, most
-        with hold_slot(replace(settings, slots=slots)) as waited:
-            assert waited >= 0
+        with hold_slot(replace(settings, slots=slots)) as slot:
+            assert slot.waited >= 0
             with lock:
                 inside += 1
                 most = max(most, inside)
@@ -71,7 +77,7 @@ def test_a_killed_holder_frees_its_slot(settings: Settings) -> None:
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline() == "held\n"
-        assert free_slots("cpu", 1) == 0
+        assert free_slots(settings.device, 1) == 0
         entered = threading.Event()
 
         def wait_for_it() -> None:
@@ -91,7 +97,7 @@ def test_a_killed_holder_frees_its_slot(settings: Settings) -> None:
         holder.kill()
         holder.wait()
         holder.stdout.close()
-    assert free_slots("cpu", 1) == 1
+    assert free_slots(settings.device, 1) == 1
 
 
 def test_waiting_ends_with_an_interrupt(settings: Settings) -> None:
@@ -114,3 +120,48 @@ def test_waiting_ends_with_an_interrupt(settings: Settings) -> None:
         finally:
             interrupt.clear()
         assert len(raised) == 1
+
+
+def test_each_fit_has_a_device_of_its_own(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three devices of two slots: six fits at once, two on each, and the slots of all are filled evenly."""
+    monkeypatch.setattr(tasks.slots, "identity", lambda name: f"stand-in-{name[-1]}")
+    first, *others = (Device(f"cuda:{n}", "float32", 1, "stand-in") for n in range(3))
+    many = replace(settings, device=first, other_devices=tuple(others), slots=2)
+    assert many.fits_at_once == 6
+    lock = threading.Lock()
+    inside: list[str] = []
+    seen: list[tuple[str, ...]] = []
+    full = threading.Barrier(6, timeout=30)
+
+    def fit(wait: bool) -> None:
+        with hold_slot(many) as slot:
+            assert slot.settings.devices == (slot.settings.device,)
+            with lock:
+                inside.append(slot.settings.device.name)
+                seen.append(tuple(sorted(inside)))
+            if wait:
+                full.wait()
+            time.sleep(0.02)
+            with lock:
+                inside.remove(slot.settings.device.name)
+
+    for round_of in (6, 12):
+        threads = [threading.Thread(target=fit, args=(round_of == 6,)) for _ in range(round_of)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert max(seen, key=len) == ("cuda:0", "cuda:0", "cuda:1", "cuda:1", "cuda:2", "cuda:2")
+    assert all(held.count(name) <= 2 for held in seen for name in held)
+    assert len(seen) == 18
+    assert seen[2] == ("cuda:0", "cuda:1", "cuda:2"), "a second fit shares a device only where none is free"
+
+
+def test_devices_that_are_unlike_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(name: str) -> Device:
+        return Device(name, "bfloat16", 1, "A100" if name == "cuda:0" else "H100")
+
+    monkeypatch.setattr(device, "choose", chosen)
+    assert [one.name for one in device.choose_all("cuda:1,cuda:2,cuda:1")] == ["cuda:1", "cuda:2"]
+    with pytest.raises(DenoiseError, match=r"cuda:0 \(A100\) and cuda:1 \(H100\) are unlike"):
+        device.choose_all("cuda:0,cuda:1")

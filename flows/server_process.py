@@ -1,0 +1,147 @@
+"""A Prefect server in a process of its own, which ends with the process that started it, however that one ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows.errors import StartError
+from tasks.faults import stop_if_interrupted
+
+START_SECONDS = 120.0
+_MOST_RESTARTS = 5
+_RECOVERED_SECONDS = 300.0
+
+log = logging.getLogger("tasks")
+
+
+class ServerProcess:
+    """The server's process; one that dies is replaced, since Prefect's calls would wait for it for minutes.
+
+    It serves on ``host`` and ``port`` (0: any that is free) with ``environment`` as its settings, and what it says goes to
+    the end of the file ``said``, or of a temporary one.
+
+    Raises:
+        OSError: the address is not to be had.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str], *, host: str = "127.0.0.1", port: int = 0, said: Path | None = None
+    ) -> None:
+        self.host, self.port = host, port
+        self._environment = environment
+        self._said = tempfile.TemporaryFile() if said is None else said.open("a+b")  # noqa: SIM115 - closed by end()
+        self._from = self._said.seek(0, os.SEEK_END)
+        self.gave_up = threading.Event()
+        try:
+            self.child = self._start()
+        except BaseException:
+            self._said.close()
+            raise
+
+    @property
+    def url(self) -> str:
+        """The address of the API as seen from this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - recognised, not bound to
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/api"
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as listening:
+            # The child has its own: with this one left open a dead server would hang, not refuse.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else its successor must wait for the port
+            listening.bind(address)
+            listening.listen(128)
+            self.port = listening.getsockname()[1]
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "flows.embedded_server", str(listening.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=self._said,
+                stderr=self._said,
+                pass_fds=[listening.fileno()],
+                start_new_session=True,
+                env={**self._environment, "PREFECT__SERVER_FINAL": "1"},
+            )
+
+    def wait_until_healthy(self, *, seconds: float = START_SECONDS) -> None:
+        """Wait for the server's first answer; raises :class:`StartError` with its last words where there is none."""
+        import httpx
+
+        deadline = time.monotonic() + seconds
+        problem = "no answer"
+        with httpx.Client(timeout=5.0, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                stop_if_interrupted()
+                if self.child.poll() is not None:
+                    problem = f"it ended with exit status {self.child.returncode}"
+                    break
+                try:
+                    answer = client.get(f"{self.url}/health")
+                    if answer.status_code == httpx.codes.OK:
+                        return
+                    problem = f"it answers {answer.status_code}"
+                except httpx.HTTPError as error:
+                    problem = str(error) or type(error).__name__
+                time.sleep(0.05)
+        raise StartError(
+            f"the Prefect server did not start within {seconds:.0f} s ({problem}); its last words: "
+            f"{self.last_words() or 'none'}"
+        )
+
+    @contextmanager
+    def kept_alive(self) -> Iterator[None]:
+        """While inside, a server that ends is started again on its port, a few times in a row; then ``gave_up`` is set."""
+        leaving = threading.Event()
+
+        def watch() -> None:
+            restarts = 0
+            last = time.monotonic()
+            while not leaving.wait(0.5):
+                if self.child.poll() is None:
+                    continue
+                restarts = 1 if time.monotonic() - last > _RECOVERED_SECONDS else restarts + 1
+                last = time.monotonic()
+                if restarts > _MOST_RESTARTS:
+                    self.gave_up.set()
+                    return
+                log.warning("the Prefect server ended (%s); it is started again", self.child.returncode)
+                with contextlib.suppress(OSError):
+                    if self.child.stdin is not None:
+                        self.child.stdin.close()
+                    self.child = self._start()
+
+        watching = threading.Thread(target=watch, name="prefect-server", daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            leaving.set()
+            watching.join()
+
+    def last_words(self) -> str:
+        """The last line that the process printed."""
+        self._said.seek(self._from)
+        return " ".join(self._said.read().decode(errors="replace").strip().splitlines()[-1:])
+
+    def end(self) -> None:
+        """Ask it to end, and see that it does."""
+        if self.child.stdin is not None:
+            self.child.stdin.close()
+        try:
+            self.child.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+        self._said.close()

@@ -1,0 +1,344 @@
+"""`denoise serve`: its times, its form in the UI, what it does with new files, overlaps and missed runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import numpy as np
+import pytest
+from filelock import FileLock
+from PIL import Image
+from prefect.states import Cancelled, Completed
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import validate
+
+from flows import schedule
+from flows.config import RunConfig
+from flows.denoise_directory import denoise_directory
+from flows.errors import StartError
+from tasks import table
+from tests.flows.services import PATIENCE, RealServer, Service, denoise, service, write_images
+
+WORDS = "Ctrl-C ends it; the schedule stays."
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, "give one of --cron"),
+        ({"cron": "0 2 * * *", "watch": "30s"}, "give one of --cron"),
+        ({"cron": "at two"}, "--cron: 'at two' is no cron expression"),
+        ({"cron": "0 25 * * *"}, "is no cron expression"),
+        ({"every": "6"}, "--every: '6' is no duration"),
+        ({"every": "5s"}, "--every: 5s is not between 1 m and a year"),
+        ({"watch": "soon"}, "--watch: 'soon' is no duration"),
+        ({"every": "6h", "timezone": "Nowhere/Land"}, "--timezone: there is no 'Nowhere/Land'"),
+    ],
+)
+def test_times_that_cannot_be_are_one_sentence(asked: dict[str, str], said: str) -> None:
+    with pytest.raises(StartError) as error:
+        schedule.when(**asked)
+    assert said in str(error.value)
+
+
+def test_times_are_those_of_the_place_where_it_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    assert schedule.local_zone() == "Asia/Tokyo"
+    nightly = schedule.when(cron="0  2 * * *")
+    assert str(nightly) == "cron '0 2 * * *', Asia/Tokyo time"
+    often = schedule.when(every="90m", timezone="Europe/Berlin")
+    assert (often.every, often.timezone) == (5400, "Europe/Berlin")
+    kept = schedule._schedule(often)
+    assert kept is not None
+    assert kept.anchor_date is not None
+    assert (kept.anchor_date.hour, kept.anchor_date.minute) == (0, 0)
+
+
+def test_the_form_has_a_description_for_each_option_and_choices_and_bounds() -> None:
+    form = parameter_schema(denoise_directory).model_dump_for_openapi()
+    fields = form["definitions"]["RunConfig"]["properties"]
+    assert list(fields) == list(RunConfig.model_fields)
+    assert all(len(field["description"]) > 20 for field in fields.values())
+    assert form["definitions"]["RunConfig"]["required"] == ["input", "output"]
+    for name in ("method", "preset", "scope", "channels", "on_existing", "style_preset"):
+        choices = form["definitions"][fields[name]["$ref"].rsplit("/", 1)[1]]["enum"]
+        assert fields[name]["default"] in choices
+        assert len(choices) >= 2
+    assert fields["slots"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 64}
+    assert fields["seed"]["minimum"] == 0
+    assert fields["style"]["type"] == "array"
+    assert fields["vgg_sha256"]["title"] == "VGG SHA-256"
+    for bad in ({"slots": 0}, {"method": "magic"}, {"device": "tpu"}, {"sigma": 3}, {"seed": -1}):
+        config = {"input": "in", "output": "out", **bad}
+        assert validate({"config": config}, form, raise_on_error=False), bad
+
+
+def test_the_parameter_is_the_configuration_with_paths_that_hold_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    style = tmp_path / "style.png"
+    style.write_bytes(b"a style")
+    (tmp_path / "vgg.pth").write_bytes(b"weights")
+    config = RunConfig(
+        input=Path("in"), output=Path("out"), noise="gauss:25", style=(Path("style.png"),), vgg_weights="vgg.pth", seed=3
+    )  # fmt: skip
+    sent = json.loads(json.dumps(schedule.parameters(config)))
+    assert sent["config"]["input"] == str(tmp_path / "in")
+    assert sent["config"]["style"] == [str(style)]
+    assert validate(sent, parameter_schema(denoise_directory).model_dump_for_openapi(), raise_on_error=False) == []
+    monkeypatch.chdir("/")
+    assert RunConfig(**sent["config"]).digest() == RunConfig(**(config.model_dump() | sent["config"])).digest()
+    monkeypatch.chdir(tmp_path)
+    assert RunConfig(**sent["config"]).digest() == config.digest()
+    assert schedule.default_name(config) == schedule.default_name(config.model_copy(update={"seed": 9}))
+
+
+class Client:
+    """Stands for a Prefect server: each flow run ends at once, with the next of the states."""
+
+    def __init__(self, *states: Any) -> None:
+        self.states = list(states)
+        self.started: list[int] = []
+        self.looks = 0
+
+    async def create_flow_run_from_deployment(self, _: UUID) -> Any:
+        self.started.append(self.looks)
+        return SimpleNamespace(id=uuid4())
+
+    async def read_flow_run(self, _: UUID) -> Any:
+        return SimpleNamespace(state=self.states.pop(0))
+
+
+def test_watching_waits_until_files_are_settled_and_starts_again_what_was_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(Cancelled(), Completed(), Completed())
+    monkeypatch.setattr(schedule, "_TOLD_SECONDS", 0.0)
+    file, other = tmp_path / "growing.tif", tmp_path / "sub" / "new.tif"
+
+    def look(source: Path) -> schedule.Files:
+        client.looks += 1
+        if client.looks <= 4:  # it comes with the second look and grows until the fourth
+            file.write_bytes(b"x" * 10 * client.looks) if client.looks > 1 else None
+        if client.looks == 9:
+            other.parent.mkdir()
+            other.write_bytes(b"y")
+        if client.looks == 14:
+            raise KeyboardInterrupt
+        return seen(source)
+
+    seen = schedule.look
+    monkeypatch.setattr(schedule, "look", look)
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(schedule._watch(client, uuid4(), tmp_path, 0.0, lines.append))  # type: ignore[arg-type]
+    assert client.started == [5, 6, 10], "settled; cancelled, so again; a new file, settled"
+    assert [line.split("  ")[1] for line in lines] == ["1 new or changed files"] * 3
+
+
+def test_a_missing_input_and_a_second_service_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DENOISE_STATE_DIR", str(tmp_path / "state"))
+    every = schedule.when(every="6h")
+    with pytest.raises(StartError, match="INPUT: there is no"):
+        schedule.serve(RunConfig(input=tmp_path / "in", output=tmp_path / "out"), every, tell=print)
+    (tmp_path / "in").mkdir()
+    config = RunConfig(input=tmp_path / "in", output=tmp_path / "out")
+    with pytest.raises(StartError, match="which names of deployments cannot have"):
+        schedule.serve(config, every, name="a/b", tell=print)
+    name = schedule.default_name(config)
+    digest = schedule.hashlib.sha256(name.encode()).hexdigest()[:12]
+    (tmp_path / "state").mkdir()
+    with (
+        FileLock(tmp_path / "state" / f"serve-{digest}.lock"),
+        pytest.raises(StartError, match="another `denoise serve`"),
+    ):
+        schedule.serve(config, every, tell=print)
+
+
+def ended(url: str, run: str) -> dict[str, Any]:
+    """The state that a flow run ends in."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        state: dict[str, Any] = httpx.get(f"{url}/flow_runs/{run}").json()["state"]
+        if state["type"] in {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}:
+            return state
+        assert time.monotonic() < deadline, state
+        time.sleep(0.2)
+
+
+def from_form(url: str, name: str, **config: object) -> str:
+    """A flow run of the deployment with these values in the form."""
+    deployment = httpx.get(f"{url}/deployments/name/denoise-directory/{name}").json()
+    answer = httpx.post(
+        f"{url}/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"config": config}}
+    )
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def outcome(output: Path) -> dict[str, tuple[str, str]]:
+    rows, _ = table.read(output / "results.parquet")
+    return {row["source"]: (row["config_digest"], row["output_sha256"]) for row in rows}
+
+
+@pytest.mark.slow
+def test_the_form_does_what_the_command_line_does_and_overlaps_are_cancelled(
+    denoise_server: RealServer, tmp_path: Path, photo: np.ndarray
+) -> None:
+    url = denoise_server.url
+    images = write_images(tmp_path / "in", photo)
+    options = {"method": "tv", "noise": "gauss:25", "seed": 4}
+    flags = ["--method", "tv", "--noise", "gauss:25", "--seed", "4"]
+    assert denoise("run", images, tmp_path / "cli", *flags, **denoise_server.here).returncode == 0
+    said = tmp_path / "said"
+    command = ("serve", images, tmp_path / "out", "--cron", "0 2 1 1 *", "--timezone", "UTC", "--name", "form")
+    with service(said, *command, **denoise_server.here) as serving:
+        assert url.removesuffix("/api") in serving.wait_for(WORDS)
+        run = from_form(url, "form", input=str(images), output=str(tmp_path / "form"), **options)
+        state = ended(url, run)
+        assert (state["type"], state["message"]) == ("COMPLETED", "2 done, 0 failed")
+        assert outcome(tmp_path / "form") == outcome(tmp_path / "cli")
+        serving.wait_for("Completed: 2 done, 0 failed")
+
+        broken = ended(url, from_form(url, "form", input=str(tmp_path / "nowhere"), output=str(tmp_path / "x")))
+        assert broken["type"] == "FAILED"
+        assert f"INPUT: there is no {tmp_path / 'nowhere'}" in broken["message"]
+        wrong = ended(url, from_form(url, "form", input=str(images), output=str(tmp_path / "x"), noise="loud:3"))
+        assert wrong["type"] == "FAILED"
+        assert "loud" in wrong["message"]
+
+        with FileLock(tmp_path / "form" / "runs" / ".lock"):
+            over = ended(url, from_form(url, "form", input=str(images), output=str(tmp_path / "form"), **options))
+        assert over["type"] == "CANCELLED"
+        assert "another run is writing to" in over["message"]
+        assert serving.end() == 0
+    deployment = httpx.get(f"{url}/deployments/name/denoise-directory/form").json()
+    assert deployment["paused"] is False
+    assert [one["active"] for one in deployment["schedules"]] == [True]
+    assert deployment["schedules"][0]["schedule"]["cron"] == "0 2 1 1 *"
+
+
+@pytest.mark.slow
+def test_missed_runs_are_made_up_for_by_one(denoise_server: RealServer, tmp_path: Path, photo: np.ndarray) -> None:
+    """Three runs whose time came while nobody served: they are cancelled, with the reason, and one does their work."""
+    url, out = denoise_server.url, tmp_path / "out"
+    images = write_images(tmp_path / "in", photo)
+    command = ("serve", images, out, "--method", "none", "--every", "6h", "--timezone", "UTC", "--name", "missed")
+    with service(tmp_path / "said", *command, **denoise_server.here) as serving:
+        serving.wait_for(WORDS)
+        assert serving.end() == 0
+    deployment = httpx.get(f"{url}/deployments/name/denoise-directory/missed").json()
+    late = [scheduled(url, deployment["id"], minutes=minutes) for minutes in (300, 200, 100)]
+    before = flow_runs(url, deployment["id"])
+    with service(tmp_path / "said", *command, **denoise_server.here) as serving:
+        serving.wait_for("3 runs were missed; one makes up for them")
+        serving.wait_for("Completed: 2 done, 0 failed")
+        for run in late:
+            state = ended(url, run)
+            assert state["type"] == "CANCELLED"
+            assert "Missed while" in state["message"]
+        assert len(flow_runs(url, deployment["id"]) - before) == 1
+        assert len(outcome(out)) == 2
+        assert serving.end() == 0
+
+
+def scheduled(url: str, deployment: str, *, minutes: int) -> str:
+    """A run that should have started so many minutes ago."""
+    moment = (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
+    state = {"type": "SCHEDULED", "state_details": {"scheduled_time": moment}}
+    answer = httpx.post(f"{url}/deployments/{deployment}/create_flow_run", json={"state": state})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def flow_runs(url: str, deployment: str) -> set[str]:
+    """The runs of the deployment, but those that its schedule made."""
+    found = httpx.post(f"{url}/flow_runs/filter", json={"deployments": {"id": {"any_": [deployment]}}}).json()
+    return {run["id"] for run in found if not run["auto_scheduled"]}
+
+
+@pytest.mark.slow
+def test_watching_with_a_server_of_its_own_does_new_files_only(tmp_path: Path, photo: np.ndarray) -> None:
+    images, out = write_images(tmp_path / "in", photo), tmp_path / "out"
+    here = {"DENOISE_STATE_DIR": str(tmp_path / "state")}
+    with service(tmp_path / "said", "serve", images, out, "--watch", "1s", "--method", "tv", **here) as serving:
+        assert "started for this service, data in" in serving.wait_for(WORDS)
+        serving.wait_for("Completed: 2 done, 0 failed")
+        (images / "tonight").mkdir()
+        Image.fromarray(photo[100:124, 200:224]).save(images / "tonight" / "new.png")
+        serving.wait_for("1 new or changed files")
+        serving.wait_for("Completed: 1 done, 0 failed")
+        # In the middle of a run: it reports what is done, and its state says why it ended.
+        for n in range(60):
+            Image.fromarray(photo[100 + n : 124 + n, 200:224]).save(images / f"more-{n}.png")
+        said = serving.wait_for("60 new or changed files")
+        wait_for_rows(out, 5, serving)
+        assert serving.end() == 0
+        assert "stopping" in serving.said.read_text()
+        assert "Traceback" not in said
+    rows, _ = table.read(out / "results.parquet")
+    assert all(row["status"] == "done" for row in rows)
+    assert 5 <= len(rows) <= 63
+    done = denoise("run", images, out, "--method", "tv", **here)
+    assert done.returncode == 0, done.stderr
+    assert f"{63 - len(rows)} done, {len(rows)} done earlier" in done.stdout
+
+
+def wait_for_rows(output: Path, count: int, serving: Service) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while sum(len(part.read_text().splitlines()) for part in output.glob("runs/*/ledger/*.jsonl")) < count:
+        assert serving.process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_prefect_yaml_deploys_for_a_worker_that_runs_it(
+    denoise_server: RealServer, tmp_path: Path, photo: np.ndarray
+) -> None:
+    images, out = write_images(tmp_path / "in", photo), tmp_path / "out"
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": denoise_server.url,
+        "PREFECT_HOME": str(tmp_path / "home"),
+        "DENOISE_INPUT": str(images),
+        "DENOISE_OUTPUT": str(out),
+        "PYTHONPATH": str(Path.cwd()),
+    }
+
+    def prefect(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    url = denoise_server.url
+    worker = ("worker", "start", "--pool", "denoise", "--type", "process", "--run-once")
+    prefect(*worker)  # makes the pool
+    prefect("--no-prompt", "deploy", "--all")
+    deployment = httpx.get(f"{url}/deployments/name/denoise-directory/nightly").json()
+    assert deployment["work_pool_name"] == "denoise"
+    assert [one["schedule"]["cron"] for one in deployment["schedules"]] == ["0 2 * * *"]
+    assert deployment["parameters"]["config"] == {"input": str(images), "output": str(out)}
+    run = from_form(url, "nightly", input=str(images), output=str(out), method="none")
+    prefect(*worker)
+    assert ended(url, run)["message"] == "2 done, 0 failed"
+    assert (out / "results.parquet").is_file()

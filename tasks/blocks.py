@@ -70,9 +70,9 @@ def denoise_in_blocks(work: Work, settings: Settings, *, step: str = "denoise in
         with guarded(work):
             _through(work, settings)
         return
-    with hold_slot(settings) as waited, guarded(work), activity.on(work.source.name):
-        fill(work.row, slot_wait_seconds=waited)
-        _through(work, settings)
+    with hold_slot(settings) as slot, guarded(work), activity.on(work.source.name):
+        fill(work.row, slot_wait_seconds=slot.waited)
+        _through(work, slot.settings)
 
 
 def some_frames(work: Work, settings: Settings, stack: int) -> np.ndarray | None:

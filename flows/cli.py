@@ -128,7 +128,18 @@ def _parser() -> argparse.ArgumentParser:
 
 STYLIZE_OPTIONS = (
     *("input", "output", "style", "style_preset", "style_scale", "style_max_side", "keep_colours"),
-    *("vgg_weights", "vgg_sha256", "seed", "device", "slots", "chunk", "max_megapixels", "on_existing"),
+    *(
+        "vgg_weights",
+        "vgg_sha256",
+        "seed",
+        "device",
+        "slots",
+        "engine",
+        "worker_wait",
+        "chunk",
+        "max_megapixels",
+        "on_existing",
+    ),
 )
 
 
@@ -167,6 +178,8 @@ def _metavar(name: str, field: FieldInfo) -> str:
         return "|".join(kind)
     named = {
         "device": "auto|cpu|cuda|cuda:N",
+        "engine": "local|processes|dask|dask:ADDRESS",
+        "worker_wait": "SECONDS",
         "reference": "DIR",
         "model": "PATH",
         "axes": "AXES",
@@ -237,7 +250,8 @@ def _start(config: RunConfig | CompareConfig, *, as_json: bool) -> int:
     from flows.server import connected
     from tasks.faults import interrupt, sentence
 
-    if config.device.startswith("cuda"):
+    engine = getattr(config, "engine", "local")
+    if config.device.startswith("cuda") and not engine.startswith("dask:"):
         from denoise_core.device import choose
 
         choose(config.device)  # a device that is not there is said before a server is started

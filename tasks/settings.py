@@ -50,6 +50,7 @@ class Settings:
     axes: str | None = None  # what the axes of the images are, whatever the files say
     channels: str = "auto"  # or joint or separate
     given_model: bool = False  # the models were given by the user, and images are not fitted to
+    elsewhere: bool = False  # chunks run in other processes than the flow
 
     def model(self, channels: int) -> tuple[Path, str] | None:
         """The file of the network for images of so many channels, and its SHA-256."""

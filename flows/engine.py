@@ -7,19 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import sys
-import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from contextlib import closing, contextmanager
+from typing import Any, Protocol
 
 from prefect.client.orchestration import get_client
 from prefect.context import refresh_global_settings_context
@@ -27,15 +20,10 @@ from prefect.settings import get_current_settings
 from prefect.states import Crashed
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from denoise_core import __version__
 from denoise_core.device import Device, choose
-from denoise_core.errors import DenoiseError
 from flows.config import RunConfig
-from flows.errors import StartError
-from flows.server import reports_to_real_server, set_url
-from tasks import activity
 from tasks.chunk import give_up
-from tasks.faults import RETRY_SECONDS, Interrupted, interrupt, sentence, stop_if_interrupted
+from tasks.faults import RETRY_SECONDS, Interrupted
 from tasks.ledger import Part
 from tasks.settings import Settings
 from tasks.table import text
@@ -44,14 +32,7 @@ from tasks.worker import begin_process
 
 log = logging.getLogger("tasks")
 
-GPU = "GPU"
-"""The Dask resource that a worker with a GPU offers, and a chunk needs where the device is one."""
-
 MOST_TRIES = len(RETRY_SECONDS) + 1
-_MOST_WAITING = 500  # chunks handed to a Dask scheduler at once
-_CONNECT_SECONDS = 10
-_LOOK_SECONDS = 5.0
-_POLL_SECONDS = 0.02
 
 
 class WorkerDied(Exception):
@@ -104,11 +85,14 @@ def opened(config: RunConfig) -> Iterator[Engine]:
     elif kind == "processes":
         with _prefect_settings_everywhere(), closing(Processes()) as processes:
             yield processes
-    elif not address:
-        with _prefect_settings_everywhere(), _dask_settings(own=True), closing(LocalDask()) as cluster:
-            yield cluster
     else:
-        with _dask_settings(own=False), closing(RemoteDask(address, config)) as scheduler:
+        from flows.dask_engine import LocalDask, RemoteDask, dask_settings
+
+        if not address:
+            with _prefect_settings_everywhere(), dask_settings(own=True), closing(LocalDask()) as cluster:
+                yield cluster
+            return
+        with dask_settings(own=False), closing(RemoteDask(address, config)) as scheduler:
             scheduler.check()
             yield scheduler
 
@@ -158,7 +142,7 @@ class Threads:
 
     def outcome(self, future: Any) -> object:
         """By the task's state."""
-        return future.wrapped_future.exception() or _result(future)
+        return future.wrapped_future.exception() or result(future)
 
     def stop(self, futures: Sequence[Any]) -> None:
         """Threads look at the interrupt themselves."""
@@ -201,10 +185,10 @@ class Processes:
         crash: BaseException | None = future.wrapped_future.exception()
         if isinstance(crash, BrokenProcessPool):
             runner.__exit__(None, None, None)
-            _crashed(future.task_run_id)
+            crashed(future.task_run_id)
             return WorkerDied()
         self._idle.append(runner)
-        return crash or _result(future)
+        return crash or result(future)
 
     def stop(self, futures: Sequence[Any]) -> None:
         """The workers hear of it from the run's folder."""
@@ -221,295 +205,7 @@ def _new_process() -> ProcessPoolTaskRunner:
     return runner
 
 
-@contextmanager
-def _dask_settings(*, own: bool) -> Iterator[None]:
-    """Dask as a run wants it: quiet, and in a cluster of the run's own no environment but the run's."""
-    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")  # for the workers it starts, and read at its import
-    import dask
-    import distributed  # noqa: F401 - installs its logging
-
-    logger = logging.getLogger("distributed")
-    logger.setLevel(logging.WARNING)
-    logger.handlers.clear()
-    logger.propagate = False
-    ours: dict[str, object] = {}
-    if own:
-        ours = {
-            "distributed.scheduler.allowed-failures": 0,  # every death is told; the run counts them
-            "distributed.nanny.pre-spawn-environ": {"MALLOC_TRIM_THRESHOLD_": 65536},  # not OMP_NUM_THREADS
-        }
-    with dask.config.set(ours):
-        yield
-
-
-class _Dask:
-    """What both kinds of cluster have in common."""
-
-    elsewhere = True
-
-    def __init__(self, where: str, **options: Any) -> None:
-        from prefect_dask import DaskTaskRunner
-
-        self._where = where
-        self._runner = DaskTaskRunner(client_kwargs={"timeout": _CONNECT_SECONDS}, **options)
-        self._runner.__enter__()
-
-    def room(self, settings: Settings) -> int:  # noqa: ARG002 - it is the engines'
-        """As many as a scheduler may want to see, to know how many workers to ask for."""
-        return _MOST_WAITING
-
-    def submit(self, task: Any, parameters: dict[str, Any]) -> Any:
-        """Hand it to the scheduler, with the GPU that it needs as a resource."""
-        import dask
-
-        self._check_connected()
-        with dask.annotate(resources={GPU: 1} if parameters["settings"].device.name != "cpu" else {}):
-            return self._runner.submit(task, parameters)
-
-    def ended(self, futures: Sequence[Any], seconds: float) -> list[Any]:
-        """By the scheduler's word."""
-        deadline = time.monotonic() + seconds
-        while not (done := [future for future in futures if future.wrapped_future.done()]):
-            self._check_connected()
-            if time.monotonic() > deadline:
-                break
-            time.sleep(_POLL_SECONDS)  # its own wait is for a client that is the default one
-        return done
-
-    def outcome(self, future: Any) -> object:
-        """By the task's state, where a worker lived to tell it."""
-        from distributed import KilledWorker
-
-        try:
-            future.wrapped_future.result(timeout=_CONNECT_SECONDS)
-        except KilledWorker as killed:
-            _crashed(future.task_run_id)
-            return WorkerDied(killed.allowed_failures + 1)
-        except CancelledError:
-            if interrupt.is_set():
-                return Interrupted()
-            raise EngineLost(f"{self._where} was lost") from None
-        except BaseException as crash:  # noqa: BLE001 - whatever came back from the worker
-            return crash
-        return _result(future)
-
-    def stop(self, futures: Sequence[Any]) -> None:
-        """Cancel what no worker has begun; the others hear of it from the run's folder."""
-        with suppress(Exception):
-            client = self._runner.client
-            begun = {key for keys in client.processing().values() for key in keys}
-            client.cancel([one.wrapped_future for one in futures if one.wrapped_future.key not in begun])
-
-    def close(self) -> None:
-        """Leave the cluster, or end it where it is the run's own."""
-        self._runner.__exit__(None, None, None)
-
-    def _check_connected(self) -> None:
-        if self._runner.client.status != "running":
-            raise EngineLost(f"{self._where} was lost")
-
-
-class LocalDask(_Dask):
-    """A Dask cluster on this machine, a worker process a slot, for as long as the run."""
-
-    remote = False
-
-    def __init__(self) -> None:
-        super().__init__("the run's own Dask scheduler", cluster_class=self._cluster)
-        self._workers: dict[str, Any] = {}
-
-    def device(self, asked: str) -> Device:
-        """That of this machine."""
-        return choose(asked)
-
-    def submit(self, task: Any, parameters: dict[str, Any]) -> Any:
-        """The first one starts the cluster."""
-        settings = parameters["settings"]
-        self._workers = {"n_workers": settings.slots}
-        if settings.device.name != "cpu":
-            self._workers["resources"] = {GPU: 1}
-        return super().submit(task, parameters)
-
-    def _cluster(self) -> Any:
-        from distributed import LocalCluster
-
-        return LocalCluster(
-            **self._workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address=None,
-            memory_limit=0,  # an image that needs it all is the run's business, see tasks.chunk
-            preload=["tasks.worker"],
-        )
-
-
-class RemoteDask(_Dask):
-    """The workers of an existing scheduler, on whatever machines."""
-
-    remote = True
-
-    def __init__(self, address: str, config: RunConfig) -> None:
-        super().__init__(f"the Dask scheduler at {address}", address=address)
-        self._address = address
-        self._config = config
-        self._gpus = False
-        self._device: Device | None = None
-        self._asked = 0.0
-        self._seen_at = time.monotonic()
-        self._waiting = ExitStack()
-
-    def check(self) -> None:
-        """Connect, wait for workers, and see that they have what the run needs.
-
-        Raises:
-            StartError: they do not, or there is none within ``--worker-wait``.
-        """
-        if not reports_to_real_server():
-            raise StartError(
-                f"--engine dask:{self._address}: the workers report to Prefect as well, and this run's embedded server is not "
-                "in their reach; set PREFECT_API_URL, here and where they are started, to a server that all reach"
-            )
-        try:
-            client = self._runner.client
-        except (OSError, ValueError) as error:
-            raise StartError(f"--engine: {self._where} does not answer: {sentence(error)}") from None
-        deadline = time.monotonic() + self._config.worker_wait
-        while not self._workers():
-            stop_if_interrupted()
-            if time.monotonic() > deadline:
-                raise StartError(
-                    f"--engine: {self._where} has no worker, for {self._config.worker_wait:g} s; start one with "
-                    f"`dask worker {self._address} --nthreads 1`, or give --worker-wait more"
-                )
-            time.sleep(0.2)
-        runs = self._config.output.resolve() / "runs"
-        probe = runs / f".seen-{uuid.uuid4().hex}"
-        probe.touch()
-        asked = Asked(self._config.device, self._config.input.resolve(), probe, str(set_url()), _versions())
-        try:
-            found = client.run(look, asked, on_error="return")
-        finally:
-            probe.unlink(missing_ok=True)
-        self._device = self._common([self._acceptable(*one) for one in sorted(found.items())])
-        self._gpus = self._device.name != "cpu"
-        if self._gpus and not self._workers():
-            raise StartError(
-                f"--engine: no worker of {self._where} offers the resource {GPU}; start those with a GPU by "
-                f"`CUDA_VISIBLE_DEVICES=0 dask worker {self._address} --nthreads 1 --resources {GPU}=1`, or give --device cpu"
-            )
-
-    def _acceptable(self, address: str, seen: object) -> Seen:
-        if isinstance(seen, BaseException):
-            raise StartError(
-                f"--engine: the Dask worker at {address} cannot run denoise-flows: {type(seen).__name__}: {sentence(seen)}"
-            )
-        assert isinstance(seen, Seen)
-        if seen.problem is not None:
-            raise StartError(f"--engine: the Dask worker at {address} on {seen.host} {seen.problem}")
-        return seen
-
-    def _common(self, seen: list[Seen]) -> Device:
-        """One device for all workers: with one precision, so that the same image gives the same bytes on each."""
-        devices = [one.device for one in seen if isinstance(one.device, Device)]
-        chosen = [device for device in devices if device.name != "cpu"] or devices
-        if not chosen:
-            raise StartError(f"--device: {next(one.device for one in seen)}")
-        first = chosen[0]
-        hosts = Counter(one.host for one in seen if one.device in chosen)
-        reason = f"{len(chosen)} Dask workers on {len(hosts)} machine(s); {first.reason}"
-        if len({device.precision for device in chosen}) > 1:
-            first = replace(first, precision="float32")
-            reason += "; other workers differ, float32 they all have"
-        return replace(first, threads=max(hosts.values()), reason=reason)
-
-    def device(self, asked: str) -> Device:  # noqa: ARG002 - check() has asked for it
-        """What the workers have; its threads are the most workers on one machine."""
-        assert self._device is not None
-        return self._device
-
-    def ended(self, futures: Sequence[Any], seconds: float) -> list[Any]:
-        """As for any cluster; and no longer without a worker than ``--worker-wait``."""
-        found = super().ended(futures, seconds)
-        now = time.monotonic()
-        if now - self._asked > _LOOK_SECONDS:
-            self._asked = now
-            self._waiting.close()
-            if self._workers():
-                self._seen_at = now
-            elif now - self._seen_at > self._config.worker_wait:
-                raise EngineLost(f"{self._where} has had no worker for {self._config.worker_wait:g} s")
-            else:
-                kind = f"Dask worker with the resource {GPU}" if self._gpus else "Dask worker"
-                self._waiting.enter_context(activity.waiting(f"a {kind} at {self._address}"))
-        return found
-
-    def close(self) -> None:
-        """Leave the cluster as it is."""
-        self._waiting.close()
-        super().close()
-
-    def _workers(self) -> list[str]:
-        workers: dict[str, Any] = self._runner.client.scheduler_info()["workers"]
-        return [at for at, known in workers.items() if not self._gpus or known["resources"].get(GPU, 0) >= 1]
-
-
-class Asked(NamedTuple):
-    """What the workers are asked for."""
-
-    device: str
-    input: Path
-    probe: Path  # a file that lies in OUTPUT for as long as they are asked
-    server: str
-    versions: dict[str, str]
-
-
-class Seen(NamedTuple):
-    """What a worker says of itself."""
-
-    host: str
-    device: Device | str  # or why there is none
-    problem: str | None  # why it cannot take part
-
-
-def _versions() -> dict[str, str]:
-    """Of what must be the same on both sides, since tasks travel pickled and results are to be the same."""
-    python = ".".join(map(str, sys.version_info[:2]))
-    return {"Python": python, "denoise-flows": __version__, "prefect": version("prefect"), "torch": version("torch")}
-
-
-def look(asked: Asked) -> Seen:
-    """On a worker: whether it has what the run needs."""
-    import httpx
-
-    try:
-        device: Device | str = choose(asked.device)
-    except DenoiseError as error:
-        device = sentence(error)
-    problem = None
-    if (here := _versions()) != asked.versions:
-        others = ", ".join(
-            f"{name} {here[name]}, the run {asked.versions[name]}"
-            for name in here
-            if here[name] != asked.versions[name]
-        )
-        problem = f"has {others}; install the same versions"
-    elif set_url() != asked.server:
-        problem = f"reports to {set_url() or 'no Prefect server'}; start it with PREFECT_API_URL={asked.server}"
-    elif not asked.probe.is_file():
-        problem = f"does not see OUTPUT {asked.probe.parents[1]}; the folder must be shared, under the same path"
-    elif not os.access(asked.input, os.R_OK):
-        problem = f"does not see INPUT {asked.input}; it must be shared, under the same path"
-    elif not os.access(asked.probe.parent, os.W_OK):
-        problem = f"cannot write to OUTPUT {asked.probe.parents[1]}"
-    else:
-        try:
-            httpx.get(f"{asked.server}/health", timeout=10.0)
-        except httpx.HTTPError as error:
-            problem = f"does not reach the Prefect server at {asked.server} ({error})"
-    return Seen(socket.gethostname(), device, problem)
-
-
-def _result(future: Any) -> object:
+def result(future: Any) -> object:
     """What a task that ended returned, or raised."""
     future.wait()  # it has ended; this is what makes its state the final one
     if future.state.is_completed():
@@ -520,7 +216,7 @@ def _result(future: Any) -> object:
     return fault if isinstance(fault, BaseException) else RuntimeError(str(fault))
 
 
-def _crashed(task_run_id: uuid.UUID) -> None:
+def crashed(task_run_id: uuid.UUID) -> None:
     """Say in Prefect what became of a task run whose process cannot say it."""
     try:
         with get_client(sync_client=True) as client:
@@ -555,12 +251,12 @@ class Deaths:
         log.warning("chunk %d: its worker died over %s, %d of %d times", number, text(first.name), times, MOST_TRIES)
         if times < MOST_TRIES:
             return None
-        part = Part(self._settings.run_folder, number)
-        if first != sources[0] and self._given_up.get(number) == sources[sources.index(first) - 1].name:
-            for source in left:  # two in a row: it is not the image
-                give_up(source, self._settings, part, died)
-            return died
-        give_up(first, self._settings, part, died)
+        with Part(self._settings.run_folder, number) as part:
+            if first != sources[0] and self._given_up.get(number) == sources[sources.index(first) - 1].name:
+                for source in left:  # two in a row: it is not the image
+                    give_up(source, self._settings, part, died)
+                return died
+            give_up(first, self._settings, part, died)
         self._given_up[number] = first.name
         return None
 

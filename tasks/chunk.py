@@ -65,8 +65,8 @@ def process_chunk(
     context = TaskRunContext.get()
     last_try = context is None or context.task_run.run_count > len(RETRY_SECONDS)
     try:
-        with serving(settings):
-            statuses = _each(sources, settings, Part(settings.run_folder, number), last_try=last_try)
+        with serving(settings), Part(settings.run_folder, number) as part:
+            statuses = _each(sources, settings, part, last_try=last_try)
             done = sum(status == DONE for status in statuses.values())
             log.info("chunk %d of %d: %d done, %d failed", number, of, done, len(statuses) - done)
     except Interrupted:

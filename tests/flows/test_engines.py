@@ -21,7 +21,7 @@ import tifffile
 from PIL import Image
 
 from denoise_core.device import choose
-from flows import engine, preflight
+from flows import dask_engine, preflight
 from flows.cli import main
 from flows.config import ConfigError, RunConfig, build
 from flows.engine import MOST_TRIES, Deaths, WorkerDied
@@ -385,12 +385,12 @@ def test_clusters_that_cannot_do_it(tmp_path: Path, prefect_server: str, monkeyp
     assert "set PREFECT_API_URL" in refused()
 
 
-def seen(name: str, precision: Any, host: str = "a") -> engine.Seen:
-    return engine.Seen(host, engine.Device(name, precision, 8, "because"), None)
+def seen(name: str, precision: Any, host: str = "a") -> dask_engine.Seen:
+    return dask_engine.Seen(host, dask_engine.Device(name, precision, 8, "because"), None)
 
 
-def remote() -> engine.RemoteDask:
-    return engine.RemoteDask("tcp://127.0.0.1:9", config(engine="dask:tcp://127.0.0.1:9"))
+def remote() -> dask_engine.RemoteDask:
+    return dask_engine.RemoteDask("tcp://127.0.0.1:9", config(engine="dask:tcp://127.0.0.1:9"))
 
 
 def test_workers_agree_on_a_device() -> None:
@@ -399,7 +399,7 @@ def test_workers_agree_on_a_device() -> None:
     both = common([seen("cpu", "float32"), seen("cuda:0", "bfloat16"), seen("cuda:0", "float32")])
     assert (both.name, both.precision) == ("cuda:0", "float32"), "what all of them have"
     with pytest.raises(StartError, match="no CUDA device"):
-        common([engine.Seen("a", "Device cuda is not there: no CUDA device", None)])
+        common([dask_engine.Seen("a", "Device cuda is not there: no CUDA device", None)])
 
 
 def test_what_a_worker_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,19 +409,19 @@ def test_what_a_worker_says_of_itself(tmp_path: Path, monkeypatch: pytest.Monkey
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/api"
-        monkeypatch.setattr(engine, "set_url", lambda: url)
+        monkeypatch.setattr(dask_engine, "set_url", lambda: url)
         probe = tmp_path / "out" / "runs" / ".seen"
         probe.parent.mkdir(parents=True)
-        asked = engine.Asked("cpu", tmp_path, probe, url, engine._versions())
-        assert "does not see OUTPUT" in str(engine.look(asked).problem)
+        asked = dask_engine.Asked("cpu", tmp_path, probe, url, dask_engine._versions())
+        assert "does not see OUTPUT" in str(dask_engine.look(asked).problem)
         probe.touch()
-        assert engine.look(asked).problem is None
-        assert "does not see INPUT" in str(engine.look(asked._replace(input=tmp_path / "gone")).problem)
+        assert dask_engine.look(asked).problem is None
+        assert "does not see INPUT" in str(dask_engine.look(asked._replace(input=tmp_path / "gone")).problem)
         older = {**asked.versions, "denoise-flows": "0.0.1"}
-        assert "the run 0.0.1; install the same" in str(engine.look(asked._replace(versions=older)).problem)
-        assert "reports to" in str(engine.look(asked._replace(server="http://head:4200/api")).problem)
+        assert "the run 0.0.1; install the same" in str(dask_engine.look(asked._replace(versions=older)).problem)
+        assert "reports to" in str(dask_engine.look(asked._replace(server="http://head:4200/api")).problem)
         server.shutdown()
-    assert "does not reach the Prefect server" in str(engine.look(asked).problem)
+    assert "does not reach the Prefect server" in str(dask_engine.look(asked).problem)
 
 
 def test_the_page_on_slurm_is_understood_by_dask_jobqueue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ class _Dask:
         except CancelledError:
             if interrupt.is_set():
                 return Interrupted()
-            raise EngineLost(f"{self._where} was lost") from None
+            raise EngineLost(f"{self._where} was lost; the same command goes on when it is back") from None
         except BaseException as crash:  # noqa: BLE001 - whatever came back from the worker
             return crash
         return result(future)
@@ -122,7 +122,7 @@ class _Dask:
 
     def _check_connected(self) -> None:
         if self._runner.client.status != "running":
-            raise EngineLost(f"{self._where} was lost")
+            raise EngineLost(f"{self._where} was lost; the same command goes on when it is back")
 
 
 class LocalDask(_Dask):

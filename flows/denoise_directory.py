@@ -200,7 +200,8 @@ def _work_through(
                     faults.append(fault)
         except EngineLost as lost:
             faults.append(lost)
-            break
+            left.clear()
+            in_work.clear()
         watch.show(ended=not (left or in_work))
     return faults
 

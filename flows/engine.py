@@ -184,6 +184,10 @@ class Processes:
         runner = self._busy.pop(future)
         crash: BaseException | None = future.wrapped_future.exception()
         if isinstance(crash, BrokenProcessPool):
+            # It may have died holding the queue of its events; this process must not wait for that at its own end.
+            queue = getattr(runner, "_subprocess_message_queue", None)
+            if queue is not None:
+                queue.cancel_join_thread()
             runner.__exit__(None, None, None)
             crashed(future.task_run_id)
             return WorkerDied()

@@ -90,7 +90,8 @@ def _fit(
 ) -> tuple[Path, str] | None:
     """Fit in the background, and tell now and then how far it is."""
     chosen = sample_of(sources, MOST_IMAGES[settings.preset], settings.seed)
-    asked = {"chosen": chosen, "settings": settings, "channels": channels, "images": len(sources)}
+    own = replace(settings, elsewhere=engine.elsewhere)  # chunks may go elsewhere although the fit stays
+    asked = {"chosen": chosen, "settings": own, "channels": channels, "images": len(sources)}
     outcome: object = None
     try:
         future = engine.submit(fit_directory, asked)

@@ -153,7 +153,8 @@ class LocalDask(_Dask):
             **self._workers,
             threads_per_worker=1,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # left out, it would listen to the world, on a port that another run has
+            worker_dashboard_address="127.0.0.1:0",
             memory_limit=0,  # an image that needs it all is the run's business, see tasks.chunk
             preload=["tasks.worker"],
         )

@@ -359,7 +359,7 @@ def start_on(cluster: Cluster, server: str, *arguments: object, monkeypatch: pyt
 @pytest.mark.timeout(1800)
 def test_an_existing_cluster(tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker killed, then the scheduler, then all of it again: nothing is lost, and nothing done twice."""
-    images = write_images(tmp_path, 40)
+    images = write_images(tmp_path, 24)
     expected = undisturbed(images, tmp_path / "undisturbed", *OPTIONS)
     cluster, output = Cluster(tmp_path, prefect_server), tmp_path / "out"
     command = (images, output, *OPTIONS)

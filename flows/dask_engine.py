@@ -98,9 +98,10 @@ class _Dask:
 
         try:
             future.wrapped_future.result(timeout=_CONNECT_SECONDS)
-        except KilledWorker as killed:
+        except KilledWorker:
+            # One death, whatever number the scheduler allows: it counts those of chunks that only waited there, too.
             crashed(future.task_run_id)
-            return WorkerDied(killed.allowed_failures + 1)
+            return WorkerDied()
         except CancelledError:
             if interrupt.is_set():
                 return Interrupted()
@@ -137,6 +138,10 @@ class LocalDask(_Dask):
     def device(self, asked: str) -> Device:
         """That of this machine."""
         return choose(asked)
+
+    def room(self, settings: Settings) -> int:
+        """One chunk a worker: one that waited behind it would die with it."""
+        return settings.slots
 
     def submit(self, task: Any, parameters: dict[str, Any]) -> Any:
         """The first one starts the cluster."""

@@ -200,7 +200,18 @@ def _add_serve(commands: Any) -> None:
 STYLIZE_OPTIONS = (
     *("input", "output", "style", "style_preset", "style_layers", "content_layers", "style_weight", "content_weight"),
     *("style_steps", "style_optimiser", "style_scale", "style_max_side", "keep_colours"),
-    *("vgg_weights", "vgg_sha256", "seed", "device", "slots", "chunk", "max_megapixels", "on_existing"),
+    *(
+        "vgg_weights",
+        "vgg_sha256",
+        "seed",
+        "device",
+        "slots",
+        "engine",
+        "worker_wait",
+        "chunk",
+        "max_megapixels",
+        "on_existing",
+    ),
 )
 
 
@@ -246,6 +257,8 @@ def _metavar(name: str, field: FieldInfo) -> str:
         return "|".join(kind)
     named = {
         "device": "auto|all|cpu|cuda|cuda:N,…",
+        "engine": "local|processes|dask|dask:ADDRESS",
+        "worker_wait": "SECONDS",
         "reference": "DIR",
         "model": "PATH",
         "axes": "AXES",
@@ -319,7 +332,8 @@ def _start(config: RunConfig | CompareConfig, *, as_json: bool) -> int:
     from flows.server import connected
     from tasks.faults import interrupt, sentence
 
-    if config.device == "all" or config.device.startswith("cuda"):
+    remote = getattr(config, "engine", "local").startswith("dask:")
+    if not remote and (config.device == "all" or config.device.startswith("cuda")):
         from denoise_core.device import choose_all
 
         choose_all(config.device)  # a device that is not there is said before a server is started

@@ -252,6 +252,21 @@ class RunConfig(BaseModel):
         description="How many fits may share a device, counted over all runs on this machine. Left out: one on a GPU; on "
         "a CPU one a core, each with one thread, and one with all threads for paper.",
     )
+    engine: str = Field(
+        default="local",
+        pattern=r"^(local|processes|dask|dask:\S+)$",
+        description="Where chunks are worked on. local: threads of the run's process; processes: a worker process a slot, of "
+        "which one that dies costs its chunk a retry; dask: a Dask cluster on this machine, for as long as the run; "
+        "dask:ADDRESS, such as dask:tcp://10.0.0.5:8786: the workers of the Dask scheduler there. The result is the same.",
+    )
+    worker_wait: float = Field(
+        default=60.0,
+        gt=0,
+        le=7 * 86400,
+        allow_inf_nan=False,
+        description="Seconds that a run on dask:ADDRESS waits for a worker that can take its chunks, at the start and whenever "
+        "all are gone.",
+    )
     chunk: int | None = Field(
         default=None,
         ge=1,
@@ -329,6 +344,8 @@ class RunConfig(BaseModel):
             raise ValueError("--clip-noise needs --noise, such as --noise gauss:25")
         if self.save_noisy and self.noise == "none":
             raise ValueError("--save-noisy needs --noise, such as --noise gauss:25")
+        if self.worker_wait != type(self).model_fields["worker_wait"].default and not self.engine.startswith("dask:"):
+            raise ValueError("--worker-wait is an option of --engine dask:ADDRESS")
         self._style_options_agree()
         return self
 
@@ -495,6 +512,7 @@ _PATTERNS = {
     "--axes": "no order of axes: any of T, Z, C, Q, then YX, then S where the images have colours",
     "--vgg-sha256": "no SHA-256, which has 64 hexadecimal digits",
     "--device": "not one of auto, all, cpu, cuda, cuda:N, or several as cuda:0,cuda:1",
+    "--engine": "not one of local, processes, dask, dask:ADDRESS",
 }
 
 

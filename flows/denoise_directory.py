@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
-import logging
 import platform
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,11 +24,12 @@ from prefect.runtime import deployment
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from denoise_core.device import Device, choose_all
+from denoise_core.device import Device, choose
 from denoise_core.errors import DenoiseError
 from denoise_core.images import remove_stale_temporaries
 from flows import preflight, scopes
 from flows.config import DOWNLOAD, MOST_SLOTS, OnExisting, Preset, RunConfig, Scope
+from flows.engine import Deaths, Engine, EngineLost, Threads, WorkerDied, opened
 from flows.errors import OutputBusy, StartError
 from flows.progress import Summary, Watch, announce, publish
 from flows.server import reports_to_real_server
@@ -40,6 +38,7 @@ from tasks import ledger, table
 from tasks import scan as scanning
 from tasks.chunk import MOST_SEEN_IMAGES, into_chunks, process_chunk
 from tasks.faults import Interrupted, interrupt, sentence
+from tasks.logs import logging_to
 from tasks.report import PAGE, RESULTS, report
 from tasks.scan import Scan
 from tasks.settings import Settings, Style
@@ -48,6 +47,7 @@ from tasks.steps import ONCE
 from tasks.stylize import targets_of
 from tasks.table import DONE, FAILED, SKIPPED
 from tasks.work import Source
+from tasks.worker import showing_life, stop_workers_of
 
 POLL_SECONDS = 0.25
 
@@ -88,6 +88,11 @@ def denoise_directory(config: RunConfig) -> State[Any]:
     Raises:
         StartError: the run cannot start as configured.
     """
+    # No more than this: an engine with other processes sends the flow along, and with it whatever it refers to.
+    return _checked(config)
+
+
+def _checked(config: RunConfig) -> State[Any]:
     preflight.check(config)
     try:
         return run_into(config)
@@ -104,14 +109,16 @@ def run_into(config: RunConfig, *, page: bool = True) -> State[Any]:
     """The run, inside a flow, of a configuration that was checked; with ``report.html``, or without."""
     started = time.perf_counter()
     output = config.output.resolve()
-    with only_run(output), ending_gently():
+    with only_run(output), ending_gently(), opened(config) as engine:
+        for earlier in ledger.run_folders(output):
+            stop_workers_of(earlier)
         remove_stale_temporaries(output)
-        settings = _resolve(config, output)
-        with _logging_to(settings.run_folder / "log.txt"):
-            return _run(config, settings, started, page=page)
+        settings = _resolve(config, output, engine)
+        with logging_to(settings.run_folder / "log.txt"), showing_life(settings):
+            return _run(config, settings, engine, started, page=page)
 
 
-def _run(config: RunConfig, settings: Settings, started: float, *, page: bool) -> State[Any]:
+def _run(config: RunConfig, settings: Settings, engine: Engine, started: float, *, page: bool) -> State[Any]:
     logger = get_run_logger()
     torch.set_num_threads(settings.device.threads)
     redo = config.on_existing is OnExisting.OVERWRITE
@@ -124,17 +131,18 @@ def _run(config: RunConfig, settings: Settings, started: float, *, page: bool) -
     if found.images == 0:
         others = f" ({len(found.refused)} other files)" if found.refused else ""
         raise StartError(f"INPUT: there is no image in {settings.input}{others}")
-    settings = replace(settings, steps_are_seen=len(found.todo) <= MOST_SEEN_IMAGES)
+    # From another process each step would ask the server for itself: there the chunk's task run stands for them.
+    settings = replace(settings, steps_are_seen=len(found.todo) <= MOST_SEEN_IMAGES and not settings.elsewhere)
     if settings.style is not None and found.todo:
-        _check_style(settings.style, settings.device)
+        _check_style(settings.style, choose("cpu") if engine.remote else settings.device)
     if settings.method == "zs-fit" and found.todo:
-        settings = _prepared(config, settings, found, redo=redo)
+        settings = _prepared(config, settings, found, engine, redo=redo)
     chunks = into_chunks(found.todo, config.chunk)
     logger.info(
         "%d images: %d to do in %d chunks, %d done earlier, %d files that cannot be done",
         found.images, len(found.todo), len(chunks), len(found.done), len(found.refused),
     )  # fmt: skip
-    faults = _work_through(chunks, settings, len(found.todo))
+    faults = _work_through(chunks, settings, engine, len(found.todo))
 
     report(settings, found, faults, page=page)
     rows, _ = table.read(settings.output / RESULTS)
@@ -148,15 +156,17 @@ def _run(config: RunConfig, settings: Settings, started: float, *, page: bool) -
     return Completed(message=f"{summary.done} done, {summary.failed} failed", data=summary)
 
 
-def _prepared(config: RunConfig, settings: Settings, found: Scan, *, redo: bool) -> Settings:
+def _prepared(config: RunConfig, settings: Settings, found: Scan, engine: Engine, *, redo: bool) -> Settings:
     """The settings of zs-fit once the input is known: its scope, its networks, and threads where images are few."""
     scope, why = scopes.resolve(config, found)
     announce(f"scope {scope}: {why}")
     settings = replace(settings, scope=scope)
     if scope == "directory" and not settings.given_model:
         asked = config.scope is not Scope.AUTO
-        settings = scopes.fit_models(settings, found, asked=asked, redo=redo, announce=announce)
-    if config.slots is None and settings.device.name == "cpu":
+        settings = scopes.fit_models(
+            settings, found, engine if engine.remote else Threads(), asked=asked, redo=redo, announce=announce
+        )
+    if config.slots is None and settings.device.name == "cpu" and not engine.remote:
         # Fewer images than cores: each gets several threads, which changes no bit of the result.
         slots = max(1, min(settings.slots, len(found.todo)))
         device = replace(settings.device, threads=settings.slots // slots)
@@ -164,44 +174,47 @@ def _prepared(config: RunConfig, settings: Settings, found: Scan, *, redo: bool)
     return settings
 
 
-def _work_through(chunks: list[tuple[Source, ...]], settings: Settings, total: int) -> list[BaseException]:
-    """Work through the chunks, one more at a time than there are slots, and say how far it is; the faults of failed ones.
-
-    One chunk more than slots: it loads, or saves, while the others hold the slots. Not all at once: the images of those
-    that only wait for a slot would be in memory.
-    """
+def _work_through(
+    chunks: list[tuple[Source, ...]], settings: Settings, engine: Engine, total: int
+) -> list[BaseException]:
+    """Work through the chunks, as many at a time as the engine has room for, and say how far it is; what failed some."""
     if not chunks:
         return []
     runner = process_chunk.with_options(tags=[settings.method, settings.device.name])
     left = list(enumerate(chunks, start=1))[::-1]
-    in_work: dict[Any, Any] = {}
+    in_work: dict[Any, int] = {}
     faults: list[BaseException] = []
     watch = Watch(settings, total)
+    deaths = Deaths(settings)
+    stopped = False
     while left or in_work:
-        while left and len(in_work) <= settings.fits_at_once and not interrupt.is_set():
-            number, sources = left.pop()
-            future: Any = runner.submit(sources, settings, number=number, of=len(chunks))
-            in_work[future.wrapped_future] = future
-        if interrupt.is_set():
+        try:
+            while left and len(in_work) < engine.room(settings) and not interrupt.is_set():
+                number, sources = left.pop()
+                deaths.begins(number, sources)
+                chunk = {"sources": sources, "settings": settings, "number": number, "of": len(chunks)}
+                in_work[engine.submit(runner, chunk)] = number
+            if interrupt.is_set() and not stopped:
+                stopped = True
+                left.clear()
+                engine.stop(list(in_work))
+            for future in engine.ended(list(in_work), POLL_SECONDS) if in_work else ():
+                number = in_work.pop(future)
+                outcome = engine.outcome(future)
+                if interrupt.is_set() or not isinstance(outcome, BaseException):
+                    continue
+                sources = chunks[number - 1]
+                fault = deaths.verdict(number, sources, outcome) if isinstance(outcome, WorkerDied) else outcome
+                if fault is None or isinstance(fault, Interrupted):  # its worker took the run for dead
+                    left.append((number, sources))
+                else:
+                    faults.append(fault)
+        except EngineLost as lost:
+            faults.append(lost)
             left.clear()
-        ended, _ = wait(in_work, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-        faults += [fault for one in ended if (fault := _fault(in_work.pop(one))) is not None]
+            in_work.clear()
         watch.show(ended=not (left or in_work))
     return faults
-
-
-def _fault(future: Any) -> BaseException | None:
-    """The machine's fault that a chunk failed by; ``None`` where it ended well or was interrupted."""
-    if interrupt.is_set():
-        return None
-    crash: BaseException | None = future.wrapped_future.exception()
-    if crash is not None:
-        return crash
-    future.wait()  # it has ended; this is what makes its state the final one
-    if future.state.is_completed():
-        return None
-    fault = future.state.result(raise_on_failure=False)
-    return fault if isinstance(fault, BaseException) else RuntimeError(str(fault))
 
 
 def _summarise(settings: Settings, found: Scan, rows: list[table.Row], seconds: float) -> Summary:
@@ -287,9 +300,9 @@ def share(device: Device, config: RunConfig) -> tuple[Device, int]:
     return replace(device, threads=max(1, device.threads // slots)), slots
 
 
-def _resolve(config: RunConfig, output: Path) -> Settings:
+def _resolve(config: RunConfig, output: Path, engine: Engine) -> Settings:
     """The settings of a new run, whose folder is made and holds its configuration and environment."""
-    device, *others = choose_all(config.device)
+    device, *others = engine.devices(config.device)
     device, slots = share(device, config)
     runs = ledger.run_folders(output)
     number = int(runs[-1].name.split("-")[0]) + 1 if runs else 1
@@ -318,8 +331,10 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
         run_id=run_id,
         config_digest=config.digest(),
         steps_are_seen=True,
-        has_limits=reports_to_real_server(),
+        # The workers of a cluster are admitted by its scheduler; the limits are those of this machine's devices.
+        has_limits=reports_to_real_server() and not engine.remote,
         other_devices=tuple(others),
+        elsewhere=engine.elsewhere,
     )
     if settings.has_limits:
         with get_client(sync_client=True) as client:
@@ -340,6 +355,7 @@ def _resolve(config: RunConfig, output: Path) -> Settings:
     environment = {
         "python": platform.python_version(),
         "system": platform.platform(),
+        "engine": config.engine,
         "device": ",".join(one.name for one in settings.devices),
         "precision": device.precision,
         "threads": device.threads,
@@ -375,33 +391,3 @@ def _style(config: RunConfig) -> Style | None:
         weights_sha256=config.vgg_sha256,
         digest=config.style_digest(),
     )
-
-
-class _Log(logging.FileHandler):
-    """A log that a full disk silences; the run has more to lose."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
-        if not isinstance(sys.exception(), OSError):
-            super().handleError(record)
-
-    def close(self) -> None:
-        with suppress(OSError):  # what waits to be written
-            super().close()
-
-
-@contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Write the run's log, tracebacks included, to a file in its folder."""
-    handler = _Log(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    names = ("tasks", "denoise_core", "prefect.flow_runs", "prefect.task_runs")
-    for name in names:
-        logging.getLogger(name).addHandler(handler)
-    for name in ("tasks", "denoise_core"):
-        logging.getLogger(name).setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        for name in names:
-            logging.getLogger(name).removeHandler(handler)
-        handler.close()

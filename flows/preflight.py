@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -42,6 +43,7 @@ def check(config: RunConfig, *, writes: bool = True, waits: bool = False) -> Non
     _check_reference(config)
     _check_model(config)
     _check_method(config.resolved_method)
+    _check_engine(config.engine)
     _check_style(config)
     for written in (output, *(output / name for name in FOLDERS)):
         _check_apart(source.resolve(), written)
@@ -96,6 +98,11 @@ def _check_method(method: str) -> None:
         check_installed(method)
     except MethodMissing as missing:
         raise StartError(f"--method: {missing}") from None
+
+
+def _check_engine(engine: str) -> None:
+    if engine.startswith("dask") and importlib.util.find_spec("prefect_dask") is None:
+        raise StartError(f"--engine {engine} needs prefect-dask: pip install denoise-flows[dask]")
 
 
 def _check_apart(source: Path, written: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from denoise_core.errors import DenoiseError
 from flows.config import OnExisting, RunConfig, Scope
+from flows.engine import Engine, EngineLost
 from flows.errors import StartError
 from tasks import activity
 from tasks.faults import interrupt, sentence
@@ -63,7 +62,7 @@ def given(path: Path) -> tuple[tuple[int, Path, str], ...]:
 
 
 def fit_models(
-    settings: Settings, found: Scan, *, asked: bool, redo: bool, announce: Callable[[str], None]
+    settings: Settings, found: Scan, engine: Engine, *, asked: bool, redo: bool, announce: Callable[[str], None]
 ) -> Settings:
     """The settings with a network for every kind of image of which there are enough; those of an earlier run are kept.
 
@@ -80,33 +79,42 @@ def fit_models(
             announce(f"the network of an earlier run serves images of {channels} channel(s): {path.name}")
         elif len(sources) >= LEAST_IMAGES or asked:
             announce(f"fitting one network for {len(sources)} images of {channels} channel(s)")
-            kept = _fit(sources, settings, channels, announce)
+            kept = _fit(sources, settings, engine, channels, announce)
         if kept is not None:
             models.append((channels, *kept))
     return replace(settings, models=tuple(models))
 
 
 def _fit(
-    sources: list[Source], settings: Settings, channels: int, announce: Callable[[str], None]
+    sources: list[Source], settings: Settings, engine: Engine, channels: int, announce: Callable[[str], None]
 ) -> tuple[Path, str] | None:
     """Fit in the background, and tell now and then how far it is."""
     chosen = sample_of(sources, MOST_IMAGES[settings.preset], settings.seed)
-    future: Any = fit_directory.submit(chosen, settings, channels=channels, images=len(sources))
-    told = time.monotonic()
-    while not wait([future.wrapped_future], timeout=0.25).done:
-        if time.monotonic() - told > TOLD_SECONDS and not interrupt.is_set():
-            told = time.monotonic()
-            share, waiting = activity.glance()
-            announce(f"waiting for {waiting}" if waiting else f"fitting: {100 * share:.0f} %")
+    own = replace(settings, elsewhere=engine.elsewhere)  # chunks may go elsewhere although the fit stays
+    asked = {"chosen": chosen, "settings": own, "channels": channels, "images": len(sources)}
+    outcome: object = None
+    try:
+        future = engine.submit(fit_directory, asked)
+        told = time.monotonic()
+        stopped = False
+        while not engine.ended([future], 0.25):
+            if interrupt.is_set() and not stopped:
+                stopped = True
+                engine.stop([future])
+            elif time.monotonic() - told > TOLD_SECONDS and not stopped:
+                told = time.monotonic()
+                share, waiting = activity.glance()
+                announce(f"waiting for {waiting}" if waiting else f"fitting: {100 * share:.0f} %")
+        outcome = engine.outcome(future)
+    except EngineLost as lost:
+        outcome = lost
     if interrupt.is_set():
         return None
-    fault: object = future.wrapped_future.exception()
-    if fault is None:
-        future.wait()
-        fault = future.state.result(raise_on_failure=False)
-    if isinstance(fault, tuple):
-        return fault
-    why = sentence(fault) if isinstance(fault, BaseException) else "none of them can be fitted to (the notes say why)"
+    if isinstance(outcome, tuple):
+        return outcome
+    why = (
+        sentence(outcome) if isinstance(outcome, BaseException) else "none of them can be fitted to (the notes say why)"
+    )
     announce(f"no network for images of {channels} channel(s), each is done by itself: {why}")
     return None
 

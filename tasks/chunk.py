@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect import task
+from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
+from prefect.states import Cancelled
 
 from denoise_core import __version__
 from tasks.add_noise import add_noise
 from tasks.blocks import denoise_in_blocks, in_blocks
 from tasks.denoise import denoise
 from tasks.evaluate import evaluate
-from tasks.faults import RETRY_SECONDS, is_out_of_memory, stop_if_interrupted
+from tasks.faults import RETRY_SECONDS, Interrupted, is_out_of_memory, stop_if_interrupted
 from tasks.ledger import Part
 from tasks.load import load
 from tasks.save import save, save_noisy
@@ -27,6 +29,7 @@ from tasks.steps import CHUNK
 from tasks.stylize import stylize
 from tasks.table import DONE, fill, now, text
 from tasks.work import Source, Work
+from tasks.worker import serving
 
 log = logging.getLogger("tasks")
 
@@ -51,7 +54,9 @@ def into_chunks(sources: Sequence[Source], size: int | None) -> list[tuple[Sourc
 
 
 @task(name="chunk", **CHUNK)
-def process_chunk(sources: tuple[Source, ...], settings: Settings, *, number: int, of: int) -> ChunkSummary:
+def process_chunk(
+    sources: tuple[Source, ...], settings: Settings, *, number: int, of: int
+) -> ChunkSummary | State[ChunkSummary]:
     """Take every image of the chunk from its file to its denoised file and its ledger row, one after another.
 
     An image's own error is its failed row. A machine's fault is raised for Prefect to try the chunk again, which then goes
@@ -60,9 +65,19 @@ def process_chunk(sources: tuple[Source, ...], settings: Settings, *, number: in
     """
     context = TaskRunContext.get()
     last_try = context is None or context.task_run.run_count > len(RETRY_SECONDS)
-    part = Part(settings.run_folder, number)
-    statuses = {row["source"]: row["status"] for row in part.rows()}  # of an earlier try of this chunk
-    seen = settings.steps_are_seen
+    try:
+        with serving(settings), Part(settings.run_folder, number) as part:
+            statuses = _each(sources, settings, part, last_try=last_try)
+            done = sum(status == DONE for status in statuses.values())
+            log.info("chunk %d of %d: %d done, %d failed", number, of, done, len(statuses) - done)
+    except Interrupted:
+        return Cancelled(message="stopped by the user")
+    return ChunkSummary(done, len(statuses) - done)
+
+
+def _each(sources: tuple[Source, ...], settings: Settings, part: Part, *, last_try: bool) -> dict[str, str]:
+    """All images of the chunk, but for those that an earlier try has done: what became of each."""
+    statuses = {row["source"]: row["status"] for row in part.rows()}
     broken: Exception | None = None
     for source in sources:
         name = text(source.name)
@@ -70,7 +85,7 @@ def process_chunk(sources: tuple[Source, ...], settings: Settings, *, number: in
             continue
         work = Work(source, settings)
         try:
-            _process(work, settings, seen=seen)
+            _process(work, settings, seen=settings.steps_are_seen)
         except Exception as fault:
             if not last_try:
                 raise
@@ -78,9 +93,7 @@ def process_chunk(sources: tuple[Source, ...], settings: Settings, *, number: in
             if broken is not None:
                 for rest in sources:
                     if text(rest.name) not in statuses:
-                        work = Work(rest, settings)
-                        work.fail(fault)
-                        record(work, settings, part)
+                        give_up(rest, settings, part, fault)
                 raise
             broken = fault
             work.fail(fault)
@@ -88,9 +101,14 @@ def process_chunk(sources: tuple[Source, ...], settings: Settings, *, number: in
             broken = None
         record(work, settings, part)
         statuses[name] = work.row["status"]
-    done = sum(status == DONE for status in statuses.values())
-    log.info("chunk %d of %d: %d done, %d failed", number, of, done, len(statuses) - done)
-    return ChunkSummary(done, len(statuses) - done)
+    return statuses
+
+
+def give_up(source: Source, settings: Settings, part: Part, fault: BaseException) -> None:
+    """A failed row for an image that no other try is made at."""
+    work = Work(source, settings)
+    work.fail(fault)
+    record(work, settings, part)
 
 
 def record(work: Work, settings: Settings, part: Part) -> None:

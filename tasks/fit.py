@@ -24,6 +24,7 @@ from tasks.slots import hold_slot
 from tasks.steps import CHUNK
 from tasks.stylize import paint
 from tasks.work import Source, Work
+from tasks.worker import serving
 
 if TYPE_CHECKING:
     from denoise_core.methods import Pixels, Step
@@ -74,7 +75,7 @@ def fit_directory(
 
     log.info("fitting one network to %d of %d images of %d channel(s)", len(chosen), images, channels)
     name = f"the network for {images} images"
-    with hold_slot(settings) as slot, activity.on(name):
+    with serving(settings), hold_slot(settings) as slot, activity.on(name):
         started = time.perf_counter()
         # All threads of the run's slots: no image is being fitted meanwhile.
         device = slot.settings.device

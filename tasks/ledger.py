@@ -1,40 +1,78 @@
 """The ledger: what each run has finished, image by image, in files that survive a kill.
 
-``OUTPUT/runs/<run-id>/ledger/part-NNNNN.jsonl`` belongs to one chunk and gets one line of JSON an image, flushed to the
-disk after the image's output is in place. A torn last line is the mark of a kill and is ignored: that image is done again.
+``OUTPUT/runs/<run-id>/ledger/part-NNNNN.jsonl`` belongs to one chunk and gets one line of JSON an image, after the image's
+output is in place. A torn last line is the mark of a kill and is ignored: that image is done again. So is what a power cut
+takes: lines are flushed to the disk once a second, since small images would wait for little else.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tasks.table import DONE, Row, is_row
 
+SYNC_SECONDS = 1.0
 RUN_NAME = re.compile(r"([0-9]{4,9})-[0-9]{8}T[0-9]{6}Z")
 """A run's folder: its number, which orders the runs whatever the clock says, and when it began."""
 
 
 class Part:
-    """The ledger part of one chunk, open for appending."""
+    """The ledger part of one chunk. As a context manager it stays open for appending, and is on the disk when it ends."""
 
     def __init__(self, run_folder: Path, number: int) -> None:
-        folder = run_folder / "ledger"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"part-{number:05d}.jsonl"
+        self.path = run_folder / "ledger" / f"part-{number:05d}.jsonl"
+        self._file: BinaryIO | None = None
+        self._entered = False
+        self._synced = -math.inf
+
+    def __enter__(self) -> Part:
+        self._entered = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._entered = False
+        if self._file is not None:
+            file, self._file = self._file, None
+            with file:
+                os.fsync(file.fileno())
 
     def append(self, row: Row) -> None:
-        """Add a row; it is on the disk when this returns."""
+        """Add a row: the death of the process takes it no more; a power cut may, for the next ``SYNC_SECONDS``."""
+        if not self._entered:
+            with self:
+                self.append(row)
+            return
         line = json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n"
-        with self.path.open("ab") as file:
-            if file.tell() and not _ends_with_newline(self.path):
-                file.write(b"\n")  # an earlier append was torn; keep its remains out of this row
-            file.write(line.encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            file = self._file or self._open()
+            self._write(file, line.encode("ascii"))
+            if time.monotonic() - self._synced >= SYNC_SECONDS:
+                os.fsync(file.fileno())
+                self._synced = time.monotonic()
+        except BaseException:
+            if self._file is not None:
+                self._file.close()
+                self._file = None  # opening it again keeps the remains of this row out of the next
+            raise
+
+    def _write(self, file: BinaryIO, line: bytes) -> None:
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def _open(self) -> BinaryIO:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab", buffering=0)
+        if self._file.tell() and not _ends_with_newline(self.path):
+            self._file.write(b"\n")  # an earlier append was torn
+        return self._file
 
     def rows(self) -> list[Row]:
         """What an earlier try of the chunk has written."""

@@ -53,6 +53,7 @@ class Settings:
     channels: str = "auto"  # or joint or separate
     given_model: bool = False  # the models were given by the user, and images are not fitted to
     other_devices: tuple[Device, ...] = ()  # like `device`: a fit runs on whichever is free
+    elsewhere: bool = False  # chunks run in other processes than the flow
 
     @property
     def devices(self) -> tuple[Device, ...]:

@@ -45,7 +45,7 @@ def settings(tmp_path: Path) -> Settings:
         run_id="0001",
         config_digest="0" * 64,
         steps_are_seen=False,
-        limit_name=None,
+        has_limits=False,
     )
 
 

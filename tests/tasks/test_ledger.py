@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import BinaryIO
+
+import pytest
 
 from tasks import ledger
 from tasks.ledger import Part, Tail
@@ -104,3 +109,29 @@ def test_what_is_no_row_is_passed_over(tmp_path: Path) -> None:
     with part.path.open("a") as file:
         file.write("\n".join(foreign) + "\n")
     assert [r["source"] for r in ledger.rows_of(tmp_path)] == ["a"]
+
+
+def test_rows_are_in_the_file_at_once_and_flushed_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    monkeypatch.setattr(ledger, "SYNC_SECONDS", 3600.0)
+    with Part(tmp_path, 1) as part:
+        for number in range(100):
+            part.append(row(str(number)))
+            assert len(part.path.read_bytes().splitlines()) == number + 1, "a kill takes nothing"
+        assert len(synced) == 1
+    assert len(synced) == 2, "the chunk's last rows are on the disk"
+
+
+def test_a_row_that_a_full_disk_cut_is_kept_out_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(part: Part, file: BinaryIO, line: bytes) -> None:
+        file.write(line[:7])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Part(tmp_path, 1) as part:
+        part.append(row("a"))
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(Part, "_write", torn)
+            part.append(row("b"))
+        part.append(row("c"))
+        assert [r["source"] for r in part.rows()] == ["a", "c"]

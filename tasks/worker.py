@@ -1,0 +1,144 @@
+"""Work of a run in another process than the run's own: what it needs there, and how it hears that it is to stop.
+
+The run keeps a file in its folder, ``runs/<run-id>/alive``, and changes it every few seconds. Its workers, on whatever
+machine, go on while that file is there and changes: it is taken away when the user stops the run, and stays as it is when
+the run was killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tasks.faults import interrupt
+from tasks.logs import logging_to
+from tasks.settings import Settings
+
+ALIVE = "alive"
+BEAT_SECONDS = 5.0
+SILENT_SECONDS = 120.0
+"""A run that has not been heard of for so long is dead: a share may take a minute to show what was written."""
+
+_LOOK_SECONDS = 0.5
+_SHOWN_SECONDS = 10.0  # until a new file is seen on a share
+
+
+@contextmanager
+def showing_life(settings: Settings) -> Iterator[None]:
+    """While inside, the workers of this run are told that it goes on; until the user stops it."""
+    if not settings.elsewhere:
+        yield
+        return
+    path, left = settings.run_folder / ALIVE, threading.Event()
+
+    def show() -> None:
+        for beat in itertools.count():
+            with suppress(OSError):  # a full disk is for the chunks to find
+                path.write_text(f"{beat}\n", encoding="ascii")
+            for _ in range(int(BEAT_SECONDS / _LOOK_SECONDS)):
+                if left.wait(_LOOK_SECONDS) or interrupt.is_set():
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)
+                    return
+
+    showing = threading.Thread(target=show, name="signs-of-life", daemon=True)
+    showing.start()
+    try:
+        yield
+    finally:
+        left.set()
+        showing.join()
+
+
+def stop_workers_of(run_folder: Path) -> None:
+    """Stop whatever still works for an earlier run, one that was killed."""
+    with suppress(OSError):
+        (run_folder / ALIVE).unlink(missing_ok=True)
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[None]:
+    """Around work of a run: in a process of another's it is made ready for it, and listens for the end of the run.
+
+    Raises:
+        OSError: the run's folder is not seen from here (``ESTALE``): the machines do not share it.
+    """
+    if not settings.elsewhere:
+        yield
+        return
+    folder = settings.run_folder
+    if not (folder / "config.toml").is_file():
+        where = f"the worker on {socket.gethostname()} does not see the folder of the run; OUTPUT must be shared"
+        raise OSError(errno.ESTALE, where, str(folder))
+    import torch
+
+    torch.set_num_threads(settings.device.threads)
+    left = threading.Event()
+    listening = threading.Thread(target=_listen, args=(folder / ALIVE, left), name="end-of-run", daemon=True)
+    with logging_to(folder / f"log-{socket.gethostname()}-{os.getpid()}.txt"):
+        listening.start()
+        try:
+            yield
+        finally:
+            left.set()
+            listening.join()
+            interrupt.clear()  # it was this run's; the next work may be another's
+
+
+def _listen(path: Path, left: threading.Event) -> None:
+    """Set the interrupt once the run is no longer there."""
+    seen, since = "", time.monotonic()
+    while not left.wait(_LOOK_SECONDS):
+        beat = _read(path)
+        silent = time.monotonic() - since
+        if beat:
+            if beat != seen:
+                seen, since = beat, time.monotonic()
+        elif beat == "" and (seen or silent > _SHOWN_SECONDS):
+            interrupt.set()
+        if silent > SILENT_SECONDS:
+            interrupt.set()
+
+
+def _read(path: Path) -> str | None:
+    """What the run wrote last; the empty string where it took the file away, ``None`` where that cannot be told."""
+    try:
+        return path.read_text(encoding="ascii") or None
+    except FileNotFoundError:
+        return ""
+    except OSError:
+        return None
+
+
+def begin_process() -> None:
+    """The start of a worker process: signals are the run's business, and its death is this process's end."""
+    _leave_signals_to_the_run()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def end_with_parent() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=end_with_parent, name="end-with-run", daemon=True).start()
+
+
+def dask_setup(worker: Any) -> None:  # noqa: ARG001 - the signature is Dask's
+    """The start of a worker process of a Dask cluster of the run's own, which ends with it by itself."""
+    _leave_signals_to_the_run()
+
+
+def _leave_signals_to_the_run() -> None:
+    """Ctrl-C reaches every process of a terminal; the run tells its workers what it means."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

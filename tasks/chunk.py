@@ -14,6 +14,7 @@ from prefect import task
 from prefect.context import TaskRunContext
 
 from denoise_core import __version__
+from tasks import failures
 from tasks.add_noise import add_noise
 from tasks.denoise import denoise
 from tasks.evaluate import evaluate
@@ -60,14 +61,14 @@ def process_chunk(sources: tuple[Source, ...], settings: Settings, *, number: in
     context = TaskRunContext.get()
     last_try = context is None or context.task_run.run_count > len(RETRY_SECONDS)
     part = Part(settings.run_folder, number)
-    statuses = {row["source"]: row["status"] for row in part.rows()}  # of an earlier try of this chunk
+    rows = {row["source"]: row for row in part.rows()}  # of an earlier try of this chunk
     seen = settings.steps_are_seen
     broken: Exception | None = None
     for source in sources:
         name = text(source.name)
-        if name in statuses:
+        if name in rows:
             continue
-        work = Work(source, settings)
+        work = Work(source, settings, number)
         try:
             _process(work, settings, seen=seen)
         except Exception as fault:
@@ -76,8 +77,8 @@ def process_chunk(sources: tuple[Source, ...], settings: Settings, *, number: in
             log.warning("%s: %s, and no more tries", name, fault)
             if broken is not None:
                 for rest in sources:
-                    if text(rest.name) not in statuses:
-                        work = Work(rest, settings)
+                    if text(rest.name) not in rows:
+                        work = Work(rest, settings, number)
                         work.fail(fault)
                         record(work, settings, part)
                 raise
@@ -86,10 +87,14 @@ def process_chunk(sources: tuple[Source, ...], settings: Settings, *, number: in
         else:
             broken = None
         record(work, settings, part)
-        statuses[name] = work.row["status"]
-    done = sum(status == DONE for status in statuses.values())
-    log.info("chunk %d of %d: %d done, %d failed", number, of, done, len(statuses) - done)
-    return ChunkSummary(done, len(statuses) - done)
+        rows[name] = work.row
+    done = sum(row["status"] == DONE for row in rows.values())
+    said = f"chunk {number} of {of}: {done} done, {len(rows) - done} failed"
+    if done < len(rows):
+        log.warning("%s: %s", said, failures.told(failures.by_reason(rows.values())))
+    else:
+        log.info("%s", said)
+    return ChunkSummary(done, len(rows) - done)
 
 
 def record(work: Work, settings: Settings, part: Part) -> None:

@@ -79,9 +79,9 @@ class Summary:
 _news: list[Callable[[str], None]] = []
 
 
-def announce(message: str) -> None:
-    """Tell whoever watches, and the log, in one sentence."""
-    log.info(message)
+def announce(message: str, level: int = logging.INFO) -> None:
+    """Tell whoever watches, and the log, in one sentence; the Prefect UI does not get what is below ``INFO``."""
+    log.log(level, message)
     for hear in _news:
         hear(message)
 

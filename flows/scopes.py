@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -62,9 +63,7 @@ def given(path: Path) -> tuple[tuple[int, Path, str], ...]:
     return tuple((channels, *found) for channels, found in models.items())
 
 
-def fit_models(
-    settings: Settings, found: Scan, *, asked: bool, redo: bool, announce: Callable[[str], None]
-) -> Settings:
+def fit_models(settings: Settings, found: Scan, *, asked: bool, redo: bool, announce: Callable[..., None]) -> Settings:
     """The settings with a network for every kind of image of which there are enough; those of an earlier run are kept.
 
     ``asked``: the scope was named, so that any number is enough. Where a network cannot be fitted, each image of that kind
@@ -87,7 +86,7 @@ def fit_models(
 
 
 def _fit(
-    sources: list[Source], settings: Settings, channels: int, announce: Callable[[str], None]
+    sources: list[Source], settings: Settings, channels: int, announce: Callable[..., None]
 ) -> tuple[Path, str] | None:
     """Fit in the background, and tell now and then how far it is."""
     chosen = sample_of(sources, MOST_IMAGES[settings.preset], settings.seed)
@@ -97,7 +96,10 @@ def _fit(
         if time.monotonic() - told > TOLD_SECONDS and not interrupt.is_set():
             told = time.monotonic()
             share, waiting = activity.glance()
-            announce(f"waiting for {waiting}" if waiting else f"fitting: {100 * share:.0f} %")
+            if waiting:
+                announce(f"waiting for {waiting}")
+            else:
+                announce(f"fitting: {100 * share:.0f} %", logging.DEBUG)
     if interrupt.is_set():
         return None
     fault: object = future.wrapped_future.exception()

@@ -145,7 +145,7 @@ print(denoise_directory.to_deployment("form").apply())
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def deployment(watched: Watched) -> Iterator[str]:
     """The flow as a deployment; its identifier."""
     command = [sys.executable, "-c", DEPLOY]

@@ -174,7 +174,7 @@ def test_on_a_real_server(images: Path, tmp_path: Path, real_server: str) -> Non
         artifacts = client.post("/artifacts/filter", json={}).json()
         assert {a["key"] for a in artifacts} == {"progress-out", "summary-out", "report-out"}
         tasks = client.post("/task_runs/filter", json={"limit": 200}).json()
-        assert {"scan", "report", "denoise 0.png"} <= {t["name"] for t in tasks}
+        assert {"scan", "report", "denoise 0.png (chunk 1)"} <= {t["name"] for t in tasks}
         logs = client.post("/logs/filter", json={"limit": 200}).json()
         assert any("6 images: 6 to do" in log["message"] for log in logs)
 

@@ -200,18 +200,8 @@ def _add_serve(commands: Any) -> None:
 STYLIZE_OPTIONS = (
     *("input", "output", "style", "style_preset", "style_layers", "content_layers", "style_weight", "content_weight"),
     *("style_steps", "style_optimiser", "style_scale", "style_max_side", "keep_colours"),
-    *(
-        "vgg_weights",
-        "vgg_sha256",
-        "seed",
-        "device",
-        "slots",
-        "engine",
-        "worker_wait",
-        "chunk",
-        "max_megapixels",
-        "on_existing",
-    ),
+    *("vgg_weights", "vgg_sha256", "seed", "device", "slots", "engine", "worker_wait", "chunk", "max_megapixels"),
+    *("strict", "max_failed", "on_existing"),
 )
 
 
@@ -264,6 +254,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
         "axes": "AXES",
         "methods": "A,B",
         "against": "A",
+        "max_failed": "SHARE",
         "vgg_weights": "FILE|download",
         "style_layers": "A,B",
         "content_layers": "A,B",

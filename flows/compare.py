@@ -22,10 +22,11 @@ from denoise_core.device import choose_all
 from flows import preflight
 from flows.compare_config import CompareConfig
 from flows.config import MOST_SLOTS, OnExisting, RunConfig
+from flows.console import duration
 from flows.denoise_directory import ending_gently, only_run, run_into, share
 from flows.errors import StartError
-from flows.progress import Progress, announce, as_part_of, slug, told
-from tasks import comparison, ledger
+from flows.progress import Progress, announce, as_part_of, introduce, slug, told
+from tasks import comparison, failures, ledger
 from tasks import scan as scanning
 from tasks.comparison import Cell
 from tasks.comparison_page import PAGE, SHEET, write_summary
@@ -101,6 +102,7 @@ def compare(config: CompareConfig) -> State[Any]:
             found = look(config)
             if not found.todo:
                 raise StartError(f"INPUT: there is no image in {config.input} that can be read")
+            introduce(config, choose_all(config.device)[0].name, images=len(found.todo), left=len(found.todo))
             cells = plan(config, found)
             cells, broken = _work_through(cells)
             return _end(config, found, cells, broken, started)
@@ -286,7 +288,9 @@ def _end(config: CompareConfig, found: Scan, cells: list[Planned], broken: int, 
         return Cancelled(message=f"stopped by the user; {summary.done} done, the next run goes on", data=summary)
     if broken:
         return Failed(message=f"{broken} of {len(cells)} cells broke off", data=summary)
-    return Completed(message=f"{summary.done} done, {summary.failed} failed", data=summary)
+    said = f"{summary.done} results of {summary.images} images in {duration(summary.seconds)}"
+    why = failures.told(failures.by_reason(failed))
+    return Completed(message=f"{said}; {summary.failed} failed{f': {why}' if why else ''}", data=summary)
 
 
 def _in_words(threads: Sequence[int], fits: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from flows.config import PRESETS, MethodChoice, OnExisting, Preset, RunConfig, Scope, to_toml
+from flows.config import PRESETS, MethodChoice, OnExisting, Preset, RunConfig, Scope, for_the_form, to_toml
 
 
 class Protocol(StrEnum):
@@ -83,9 +83,9 @@ def _as_in_a_run(name: str) -> Any:
 
 
 class CompareConfig(BaseModel):
-    """One comparison: every option of ``denoise compare``, as the command line names it with dashes for underscores."""
+    """What to compare, and how: the options of the command denoise compare."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=for_the_form)
 
     input: Path = _as_in_a_run("input")
     output: Path = Field(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import tomllib
 from enum import StrEnum
 from pathlib import Path
@@ -111,16 +112,28 @@ class OnExisting(StrEnum):
     ERROR = "error"
 
 
-def _title(name: str, _: object) -> str:
-    """A field's name as the form of the Prefect UI shows it."""
-    words = name.replace("vgg", "VGG").replace("sha256", "SHA-256").replace("_", " ")
-    return words[0].upper() + words[1:]
+def for_the_form(schema: dict[str, Any]) -> None:
+    """Say in a JSON schema what Prefect's form shows of no field by itself: a readable title, and the bounds."""
+    for name, field in schema["properties"].items():
+        field["title"] = name.replace("_", " ").capitalize().replace("Vgg", "VGG").replace("sha256", "SHA-256")
+        bounds = {key: value for kind in field.get("anyOf", [field]) for key, value in kind.items() if key in _BOUNDS}
+        said = [f"{words} {bounds[key]:,.12g}" for key, words in _BOUNDS.items() if bounds.get(key, math.inf) < 2**53]
+        if said:
+            field["description"] += f" {' and '.join(said).capitalize()}."
+
+
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+}
 
 
 class RunConfig(BaseModel):
-    """One run of ``denoise run``: every option, as the command line names it with dashes for underscores."""
+    """What to denoise, and how: the options of the command denoise run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=_title)
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=for_the_form)
 
     input: Path = Field(description="A directory of images, or one image. It is never written to.")
     output: Path = Field(description="The directory that gets images/, results.parquet, report.html and runs/.")
@@ -280,6 +293,18 @@ class RunConfig(BaseModel):
         description="Images with more pixels than this, in millions, are refused before anything is decoded; of a TIFF stack "
         "so large that it is done in blocks, each frame may have so many.",
     )
+    strict: bool = Field(
+        default=False,
+        description="One failed image makes the run Failed in Prefect. Left out, failed images are rows of the table, and the "
+        "run is Completed; the exit status is 1 in both cases.",
+    )
+    max_failed: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="The share of the images, such as 0.05, that may fail before the run is Failed in Prefect.",
+    )
     on_existing: OnExisting = Field(
         default=OnExisting.RESUME,
         description="Where OUTPUT has earlier results: resume does what is missing or changed, overwrite does everything "
@@ -340,6 +365,8 @@ class RunConfig(BaseModel):
                 raise ValueError(f"--model is an option of --method zs-fit, not of {self.resolved_method}")
         if self.model is not None and self.scope not in (Scope.AUTO, Scope.DIRECTORY):
             raise ValueError("--model is applied to the whole directory: leave --scope out")
+        if self.strict and self.max_failed is not None:
+            raise ValueError("--strict lets no image fail and --max-failed a share of them: give one of the two")
         if self.clip_noise and self.noise == "none":
             raise ValueError("--clip-noise needs --noise, such as --noise gauss:25")
         if self.save_noisy and self.noise == "none":
@@ -395,12 +422,12 @@ class RunConfig(BaseModel):
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """What a run is found by in the Prefect UI."""
-        return (self.resolved_method,)
+        """What a run is found by in the Prefect UI: method and noise; the run adds its device and host."""
+        return (self.resolved_method,) if self.noise == "none" else (self.resolved_method, self.noise)
 
     @property
     def title(self) -> str:
-        """What a run is called in the Prefect UI: input, method, and the noise that is added."""
+        """What a run is called in the Prefect UI until it knows its images: input, method, and the noise that is added."""
         noise = "" if self.noise == "none" else f" at {self.noise}"
         if self.style:
             noise = f" after {' + '.join(path.stem for path in self.style)}{noise}"

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger, tags, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment
@@ -29,12 +29,13 @@ from denoise_core.errors import DenoiseError
 from denoise_core.images import remove_stale_temporaries
 from flows import preflight, scopes
 from flows.config import DOWNLOAD, MOST_SLOTS, OnExisting, Preset, RunConfig, Scope
+from flows.console import duration
 from flows.engine import Deaths, Engine, EngineLost, Threads, WorkerDied, opened
 from flows.errors import OutputBusy, StartError
-from flows.progress import Summary, Watch, announce, publish
+from flows.progress import Summary, Watch, announce, introduce, publish, tags_of
 from flows.server import reports_to_real_server
 from style_core.errors import StyleError
-from tasks import ledger, table
+from tasks import failures, ledger, table
 from tasks import scan as scanning
 from tasks.chunk import MOST_SEEN_IMAGES, into_chunks, process_chunk
 from tasks.faults import Interrupted, interrupt, sentence
@@ -81,7 +82,8 @@ def denoise_directory(config: RunConfig) -> State[Any]:
     """Denoise every image of ``config.input``; see :class:`flows.config.RunConfig`.
 
     The returned state is *Completed* when every image is done or explained by a row, *Failed* when a fault of the machine
-    outlasted its retries, *Cancelled* when the user stopped the run. Its data is a :class:`Summary`.
+    outlasted its retries or more images failed than ``strict`` or ``max_failed`` let, *Cancelled* when the user stopped the
+    run. Its data is a :class:`Summary`.
 
     A run of a deployment, by its schedule or from the UI, that finds another one at work on its output is *Cancelled*.
 
@@ -114,7 +116,8 @@ def run_into(config: RunConfig, *, page: bool = True) -> State[Any]:
             stop_workers_of(earlier)
         remove_stale_temporaries(output)
         settings = _resolve(config, output, engine)
-        with logging_to(settings.run_folder / "log.txt"), showing_life(settings):
+        log = settings.run_folder / "log.txt"
+        with logging_to(log), showing_life(settings), tags(*tags_of(config, settings.device.name)):
             return _run(config, settings, engine, started, page=page)
 
 
@@ -131,6 +134,7 @@ def _run(config: RunConfig, settings: Settings, engine: Engine, started: float, 
     if found.images == 0:
         others = f" ({len(found.refused)} other files)" if found.refused else ""
         raise StartError(f"INPUT: there is no image in {settings.input}{others}")
+    introduce(config, settings.device.name, images=found.images, left=found.images - len(found.done))
     # From another process each step would ask the server for itself: there the chunk's task run stands for them.
     settings = replace(settings, steps_are_seen=len(found.todo) <= MOST_SEEN_IMAGES and not settings.elsewhere)
     if settings.style is not None and found.todo:
@@ -139,21 +143,40 @@ def _run(config: RunConfig, settings: Settings, engine: Engine, started: float, 
         settings = _prepared(config, settings, found, engine, redo=redo)
     chunks = into_chunks(found.todo, config.chunk)
     logger.info(
-        "%d images: %d to do in %d chunks, %d done earlier, %d files that cannot be done",
-        found.images, len(found.todo), len(chunks), len(found.done), len(found.refused),
+        "%d images: %d to do in %d chunks, %d done earlier",
+        found.images, len(found.todo), len(chunks), len(found.done),
     )  # fmt: skip
+    if unreadable := failures.by_reason(found.refused):
+        logger.warning("cannot be read: %s", failures.told(unreadable))
     faults = _work_through(chunks, settings, engine, len(found.todo))
 
-    report(settings, found, faults, page=page)
+    pictures = report(settings, found, faults, page=page)
     rows, _ = table.read(settings.output / RESULTS)
     summary = _summarise(settings, found, rows, time.perf_counter() - started)
-    publish(summary, rows, settings)
-    logger.info("%d done, %d failed; report: %s", summary.done, summary.failed, summary.report)
+    publish(summary, rows, settings, pictures)
+    return _verdict(config, summary, failures.by_reason(_of_run(rows, settings)), faults)
+
+
+def _verdict(
+    config: RunConfig, summary: Summary, reasons: list[failures.Reason], faults: list[BaseException]
+) -> State[Any]:
+    """How the run ended, in one sentence."""
     if summary.interrupted:
         return Cancelled(message=f"stopped by the user; {summary.done} done, the next run goes on", data=summary)
+    failed = f"{summary.failed} of {summary.images} images failed"
     if faults:
-        return Failed(message=f"{summary.failed} of {summary.images} failed: {faults[0]}", data=summary)
-    return Completed(message=f"{summary.done} done, {summary.failed} failed", data=summary)
+        return Failed(message=f"{failed}, since a chunk broke: {sentence(faults[0])}", data=summary)
+    why = failures.told(reasons)
+    most = 0.0 if config.strict else config.max_failed
+    if most is not None and summary.failed > most * summary.images:
+        rule = "and --strict allows none" if config.strict else f"more than --max-failed {most:g} allows"
+        return Failed(message=f"{failed}, {rule}: {why}", data=summary)
+    said = f"{summary.done} image{'s' * (summary.done != 1)} done in {duration(summary.seconds)}"
+    if summary.already_done:
+        said += f", {summary.already_done} done earlier"
+    if summary.psnr_noisy_db is not None and summary.psnr_denoised_db is not None:
+        said += f", mean PSNR {summary.psnr_noisy_db:.2f} → {summary.psnr_denoised_db:.2f} dB"
+    return Completed(message=f"{said}; {summary.failed} failed{f': {why}' if why else ''}", data=summary)
 
 
 def _prepared(config: RunConfig, settings: Settings, found: Scan, engine: Engine, *, redo: bool) -> Settings:
@@ -218,7 +241,7 @@ def _work_through(
 
 
 def _summarise(settings: Settings, found: Scan, rows: list[table.Row], seconds: float) -> Summary:
-    mine = [row for row in rows if row["run_id"] == settings.run_id]
+    mine = _of_run(rows, settings)
     failed = [row for row in mine if row["status"] == FAILED]
     present = {table.text(source.name) for source in found.todo} | {row["source"] for row in found.done}
     scored = [
@@ -245,6 +268,10 @@ def _summarise(settings: Settings, found: Scan, rows: list[table.Row], seconds: 
         report=str(settings.output / PAGE),
         failures=[{"source": row["source"], "error": row["error"]} for row in failed[:100]],
     )
+
+
+def _of_run(rows: list[table.Row], settings: Settings) -> list[table.Row]:
+    return [row for row in rows if row["run_id"] == settings.run_id]
 
 
 def _mean(values: list[float]) -> float | None:

@@ -6,10 +6,11 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -17,9 +18,15 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
 
+from flows.compare_config import CompareConfig
+from flows.config import RunConfig
+from flows.console import duration
 from tasks import activity, ledger, table
-from tasks.report import summary_markdown
+from tasks.report import summary_markdown, summary_table
+from tasks.report_page import Panel
 from tasks.settings import Settings
 from tasks.table import DONE, FAILED
 
@@ -72,9 +79,9 @@ class Summary:
 _news: list[Callable[[str], None]] = []
 
 
-def announce(message: str) -> None:
-    """Tell whoever watches, and the log, in one sentence."""
-    log.info(message)
+def announce(message: str, level: int = logging.INFO) -> None:
+    """Tell whoever watches, and the log, in one sentence; the Prefect UI does not get what is below ``INFO``."""
+    log.log(level, message)
     for hear in _news:
         hear(message)
 
@@ -151,30 +158,50 @@ class Watch:
                 told(update_progress_artifact, self._artifact, progress=100 * min(1.0, share), description=words)
 
 
-def publish(summary: Summary, rows: list[table.Row], settings: Settings) -> None:
+def tags_of(config: RunConfig | CompareConfig, device: str) -> tuple[str, ...]:
+    """What the runs of a flow and of its tasks are found by in the Prefect UI: method, noise, device and host."""
+    return (*config.tags, device, f"host:{socket.gethostname()}", "denoise-flows")
+
+
+def introduce(config: RunConfig | CompareConfig, device: str, *, images: int, left: int) -> None:
+    """Name and tag the flow run by what the scan has found: so many images, of which so many are left to do."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    count = f"{images} image{'s' * (images != 1)}"
+    name = f"{config.title}, {count if left == images else f'{left} of {count}'}"
+    told(_rename, context.flow_run.id, name, dict.fromkeys((*tags_of(config, device), *context.flow_run.tags)))
+
+
+def _rename(flow_run: UUID, name: str, tags: Iterable[str]) -> None:
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run, name=name, tags=list(tags))
+
+
+def publish(summary: Summary, rows: list[table.Row], settings: Settings, pictures: Sequence[Panel]) -> None:
     """The artifacts of the Prefect UI: the summary as a table, the worst images and the failures as a page."""
-    facts = {k: v for k, v in asdict(summary).items() if k not in {"failures", "results", "report"}}
     name = slug(settings.output.name)
+    done = f"{summary.done} images in {duration(summary.seconds)}"
     told(
         create_table_artifact,
-        table=[{"": fact.replace("_", " "), "value": "–" if value is None else value} for fact, value in facts.items()],
+        table=summary_table(rows, settings.run_id),
         key=f"summary-{name}",
-        description=f"Run {settings.run_id} into {settings.output}",
+        description=f"Run {settings.run_id} into {settings.output}: {done}",
     )
     told(
         create_markdown_artifact,
-        markdown=summary_markdown(rows, settings.output, socket.gethostname()),
+        markdown=summary_markdown(rows, settings.output, socket.gethostname(), pictures),
         key=f"report-{name}",
         description=f"Worst and failed images of {settings.output}",
     )
 
 
 def told(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call an artifact function; a server that does not take it costs a line in the log, never the run."""
+    """Tell the server something for its UI; one that does not take it costs a line in the log, never the run."""
     try:
         return call(*arguments, **options)
     except Exception as error:  # noqa: BLE001 - whatever keeps the UI from being told
-        log.warning("the Prefect server did not take an artifact: %s", error)
+        log.warning("the Prefect server did not take what its UI would show: %s", error)
         return None
 
 

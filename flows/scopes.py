@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,7 +63,7 @@ def given(path: Path) -> tuple[tuple[int, Path, str], ...]:
 
 
 def fit_models(
-    settings: Settings, found: Scan, engine: Engine, *, asked: bool, redo: bool, announce: Callable[[str], None]
+    settings: Settings, found: Scan, engine: Engine, *, asked: bool, redo: bool, announce: Callable[..., None]
 ) -> Settings:
     """The settings with a network for every kind of image of which there are enough; those of an earlier run are kept.
 
@@ -86,7 +87,7 @@ def fit_models(
 
 
 def _fit(
-    sources: list[Source], settings: Settings, engine: Engine, channels: int, announce: Callable[[str], None]
+    sources: list[Source], settings: Settings, engine: Engine, channels: int, announce: Callable[..., None]
 ) -> tuple[Path, str] | None:
     """Fit in the background, and tell now and then how far it is."""
     chosen = sample_of(sources, MOST_IMAGES[settings.preset], settings.seed)
@@ -104,7 +105,10 @@ def _fit(
             elif time.monotonic() - told > TOLD_SECONDS and not stopped:
                 told = time.monotonic()
                 share, waiting = activity.glance()
-                announce(f"waiting for {waiting}" if waiting else f"fitting: {100 * share:.0f} %")
+                if waiting:
+                    announce(f"waiting for {waiting}")
+                else:
+                    announce(f"fitting: {100 * share:.0f} %", logging.DEBUG)
         outcome = engine.outcome(future)
     except EngineLost as lost:
         outcome = lost

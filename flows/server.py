@@ -42,6 +42,7 @@ def prepare_environment() -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # s: what docs/automations.yaml waits for
         "PREFECT_HOME": str(_usable_home()),
     }
     for name, value in defaults.items():

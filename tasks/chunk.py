@@ -16,6 +16,7 @@ from prefect.context import TaskRunContext
 from prefect.states import Cancelled
 
 from denoise_core import __version__
+from tasks import failures
 from tasks.add_noise import add_noise
 from tasks.blocks import denoise_in_blocks, in_blocks
 from tasks.denoise import denoise
@@ -27,7 +28,7 @@ from tasks.save import save, save_noisy
 from tasks.settings import Settings
 from tasks.steps import CHUNK
 from tasks.stylize import stylize
-from tasks.table import DONE, fill, now, text
+from tasks.table import DONE, Row, fill, now, text
 from tasks.work import Source, Work
 from tasks.worker import serving
 
@@ -67,23 +68,29 @@ def process_chunk(
     last_try = context is None or context.task_run.run_count > len(RETRY_SECONDS)
     try:
         with serving(settings), Part(settings.run_folder, number) as part:
-            statuses = _each(sources, settings, part, last_try=last_try)
-            done = sum(status == DONE for status in statuses.values())
-            log.info("chunk %d of %d: %d done, %d failed", number, of, done, len(statuses) - done)
+            rows = _each(sources, settings, part, number, last_try=last_try)
     except Interrupted:
         return Cancelled(message="stopped by the user")
-    return ChunkSummary(done, len(statuses) - done)
+    done = sum(row["status"] == DONE for row in rows.values())
+    said = f"chunk {number} of {of}: {done} done, {len(rows) - done} failed"
+    if done < len(rows):
+        log.warning("%s: %s", said, failures.told(failures.by_reason(rows.values())))
+    else:
+        log.info("%s", said)
+    return ChunkSummary(done, len(rows) - done)
 
 
-def _each(sources: tuple[Source, ...], settings: Settings, part: Part, *, last_try: bool) -> dict[str, str]:
-    """All images of the chunk, but for those that an earlier try has done: what became of each."""
-    statuses = {row["source"]: row["status"] for row in part.rows()}
+def _each(
+    sources: tuple[Source, ...], settings: Settings, part: Part, number: int, *, last_try: bool
+) -> dict[str, Row]:
+    """All images of the chunk, but for those that an earlier try has done: the row of each."""
+    rows = {row["source"]: row for row in part.rows()}
     broken: Exception | None = None
     for source in sources:
         name = text(source.name)
-        if name in statuses:
+        if name in rows:
             continue
-        work = Work(source, settings)
+        work = Work(source, settings, number)
         try:
             _process(work, settings, seen=settings.steps_are_seen)
         except Exception as fault:
@@ -92,7 +99,7 @@ def _each(sources: tuple[Source, ...], settings: Settings, part: Part, *, last_t
             log.warning("%s: %s, and no more tries", name, fault)
             if broken is not None:
                 for rest in sources:
-                    if text(rest.name) not in statuses:
+                    if text(rest.name) not in rows:
                         give_up(rest, settings, part, fault)
                 raise
             broken = fault
@@ -100,8 +107,8 @@ def _each(sources: tuple[Source, ...], settings: Settings, part: Part, *, last_t
         else:
             broken = None
         record(work, settings, part)
-        statuses[name] = work.row["status"]
-    return statuses
+        rows[name] = work.row
+    return rows
 
 
 def give_up(source: Source, settings: Settings, part: Part, fault: BaseException) -> None:

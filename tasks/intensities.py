@@ -47,6 +47,13 @@ class Intensities:
         """Other pixels of the same shape and type as float32 planes on the same scales."""
         return self._unit(self.arrangement.planes(pixels))
 
+    def filled(self, pixels: np.ndarray) -> np.ndarray:
+        """The same of other pixels, those that are missing in the file filled in."""
+        values = self.unit(pixels)
+        if self.missing is None:
+            return values
+        return np.stack([fill_missing(*plane) for plane in zip(values, self.missing, strict=True)])
+
     def of_file(self, values: np.ndarray) -> np.ndarray:
         """Planes of the unit scale as float32 in the file's intensities, neither rounded nor clipped."""
         scaled = np.empty_like(values)

@@ -30,8 +30,8 @@ def logging_to(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in _NAMES:
         logging.getLogger(name).addHandler(handler)
-    for name in ("tasks", "denoise_core"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("tasks").setLevel(logging.DEBUG)
+    logging.getLogger("denoise_core").setLevel(logging.INFO)
     try:
         yield
     finally:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +14,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 from prefect import task
 
 from denoise_core import __version__, noise
 from denoise_core.images import Image, cropped, decode, in_rgb, write_atomic
 from tasks import ledger, table
 from tasks.arrangement import arrange, renamed
+from tasks.failures import by_reason
 from tasks.faults import sentence
 from tasks.intensities import Intensities
 from tasks.report_page import Panel, make_panel, render_page
 from tasks.scan import Scan
 from tasks.settings import Settings
 from tasks.steps import ONCE
-from tasks.table import COLUMNS, DONE, FAILED, Row
+from tasks.table import COLUMNS, DONE, FAILED, SKIPPED, Row
 from tasks.work import read_below
 
 RESULTS, PAGE = "results.parquet", "report.html"
@@ -31,15 +36,21 @@ RESULTS, PAGE = "results.parquet", "report.html"
 WORST, SAMPLE = 4, 4
 """How many images the page shows of the worst, and of the others."""
 
+_SAMPLE = "sample"
+"""Why an image is shown that is none of the worst."""
+
 GONE = "the source is no longer in the input"
 
 
 @task(name="report", **{**ONCE, "task_run_name": "report"})
-def report(settings: Settings, scan: Scan, faults: Sequence[BaseException], *, page: bool = True) -> None:
-    """Write ``results.parquet`` and, where asked for, ``report.html``; ``faults`` are those that failed a chunk."""
+def report(settings: Settings, scan: Scan, faults: Sequence[BaseException], *, page: bool = True) -> list[Panel]:
+    """Write ``results.parquet`` and, where asked for, ``report.html``; ``faults`` are those that failed a chunk.
+
+    Returns:
+        What the page shows of the worst images.
+    """
     write_results(settings, scan, faults)
-    if page:
-        write_page(settings.output)
+    return [panel for panel in _write_page(settings.output) if panel.why != _SAMPLE] if page else []
 
 
 def write_results(settings: Settings, scan: Scan, faults: Sequence[BaseException] = ()) -> None:
@@ -93,6 +104,11 @@ def write_page(output: Path) -> Path:
     Raises:
         FileNotFoundError: there is no results table in ``output``.
     """
+    _write_page(output)
+    return output / PAGE
+
+
+def _write_page(output: Path) -> list[Panel]:
     rows, provenance = table.read(output / RESULTS)
     try:
         config: dict[str, Any] = tomllib.loads(provenance.get("config", ""))
@@ -103,17 +119,17 @@ def write_page(output: Path) -> Path:
     shown |= {key.replace("_", " "): str(value) for key, value in environment.items() if not isinstance(value, dict)}
     for name, version in (environment.get("packages") or {}).items():
         shown[name] = str(version)
+    panels = _panels(rows, output, config)
     page = render_page(
         rows=rows,
-        panels=_panels(rows, output, config),
+        panels=panels,
         provenance=shown,
         config={key.replace("_", "-"): str(value) for key, value in config.items()},
         columns=[(column.name, column.description) for column in COLUMNS],
         title=f"Denoised: {table.text(Path(str(config.get('input', output))).name)}",
     )
-    path = output / PAGE
-    write_atomic(path, page.encode("utf-8", "replace"))
-    return path
+    write_atomic(output / PAGE, page.encode("utf-8", "replace"))
+    return panels
 
 
 def worst_first(rows: Sequence[Row]) -> tuple[list[Row], str]:
@@ -130,7 +146,7 @@ def _panels(rows: Sequence[Row], output: Path, config: dict[str, Any]) -> list[P
     ranked, why = worst_first(rows)
     worst, others = ranked[:WORST], ranked[WORST:]
     evenly = np.linspace(0, len(others) - 1, min(SAMPLE, len(others))).round().astype(int)
-    chosen = [(row, why) for row in worst] + [(others[i], "sample") for i in evenly]
+    chosen = [(row, why) for row in worst] + [(others[i], _SAMPLE) for i in evenly]
     return [panel for row, reason in chosen if (panel := _panel(row, reason, output, config)) is not None]
 
 
@@ -162,7 +178,11 @@ def _strip(
     """A plane from the middle, of the middle stack where there are several."""
     max_pixels = int(float(config.get("max_megapixels", 500.0)) * 1e6)
     arrangement = arrange(renamed(image.header, row["axes"]), str(config.get("channels", "auto")))
-    intensities, unit = Intensities.of(image.pixels, arrangement, clean=row["noise"] != "none")
+    # Of a stylized image too it was the source whose range decided the scale.
+    source = image if original is None else original
+    intensities, unit = Intensities.of(source.pixels, arrangement, clean=row["noise"] != "none")
+    if original is not None:
+        unit = intensities.filled(image.pixels)
     clean: npt.NDArray[Any] | None = None
     if row["noise"] != "none":
         clean, unit = unit, noise_again(unit, row, clip=bool(config.get("clip_noise")))
@@ -210,25 +230,107 @@ def _caption(row: Row) -> str:
     return ", ".join(parts)
 
 
-def summary_markdown(rows: Sequence[Row], output: Path, host: str) -> str:
-    """The page of the Prefect UI: the worst images, what failed, and where the report lies."""
+def summary_table(rows: Sequence[Row], run_id: str) -> list[dict[str, Any]]:
+    """The table of the Prefect UI: counts and means of what this run did, what earlier ones did, and what failed."""
+    here = [row for row in rows if GONE not in (row["note"] or "")]
+    done = [row for row in here if row["status"] == DONE]
+    groups = {
+        "done": [row for row in done if row["run_id"] == run_id],
+        "done earlier": [row for row in done if row["run_id"] != run_id],
+        "failed": [row for row in here if row["status"] == FAILED],
+        "not images": [row for row in here if row["status"] == SKIPPED],
+    }
+    groups = {name: group for name, group in groups.items() if group or name == "done"}
+    lines: list[dict[str, Any]] = [{"figure": "images"} | {name: len(group) for name, group in groups.items()}]
+    for label, (column, digits) in _MEANS.items():
+        means = {name: _mean(group, column, digits) for name, group in groups.items()}
+        if any(mean is not None for mean in means.values()):
+            lines.append({"figure": label} | {name: "–" if mean is None else mean for name, mean in means.items()})
+    return lines
+
+
+_MEANS = {
+    "PSNR noisy, dB": ("psnr_noisy_db", 2),
+    "PSNR denoised, dB": ("psnr_denoised_db", 2),
+    "SSIM noisy": ("ssim_noisy", 3),
+    "SSIM denoised": ("ssim_denoised", 3),
+    "residual autocorrelation": ("residual_autocorrelation", 3),
+    "seconds an image": ("seconds", 2),
+}
+
+
+def _mean(rows: Sequence[Row], column: str, digits: int) -> float | None:
+    values = [float(row[column]) for row in rows if row["status"] == DONE and row[column] is not None]
+    return round(sum(values) / len(values), digits) if values else None
+
+
+def summary_markdown(rows: Sequence[Row], output: Path, host: str, pictures: Sequence[Panel] = ()) -> str:
+    """The page of the Prefect UI: the worst images, why others failed, and where the report lies.
+
+    The UI shows pictures out of ``data:`` addresses, and neither of its versions a file of the machine it does not run on:
+    the report is a path to copy.
+    """
+    lines = [f"Report, on {_cell(host)}: {_code(str(output / PAGE))}", "", f"Table: {_code(str(output / RESULTS))}"]
     ranked, why = worst_first(rows)
-    lines = [f"Report: `{output / PAGE}` on {host} ([open it there](file://{output / PAGE}))", ""]
     if ranked:
-        lines += [f"## Worst images ({why})", "", "| image | PSNR dB | σ estimate | residual autocorrelation |"]
-        lines += ["| --- | --- | --- | --- |"]
+        lines += ["", f"## Worst images ({why})"]
+    said = ""
+    for number, panel in enumerate(pictures, start=1):
+        address, seen = _strip_of(panel)
+        if seen != said:
+            said = seen
+            lines += ["", f"Side by side: {seen}."]
+        lines += ["", f"**{number}. {_cell(panel.source)}**, {_cell(panel.caption)}", "", f"![{seen}]({address})"]
+    if ranked:
+        lines += ["", "| image | PSNR dB | σ estimate | residual autocorrelation |", "| --- | --- | --- | --- |"]
         for row in ranked[:10]:
             cells = [_figure(row[k], 2) for k in ("psnr_denoised_db", "sigma_estimate")]
             lines.append(
                 f"| {_cell(row['source'])} | {' | '.join(cells)} | {_figure(row['residual_autocorrelation'], 3)} |"
             )
-    failed = [row for row in rows if row["status"] == FAILED]
-    if failed:
-        lines += ["", f"## Failed images ({len(failed)})", "", "| image | reason |", "| --- | --- |"]
-        lines += [f"| {_cell(row['source'])} | {_cell(row['error'])} |" for row in failed[:50]]
-        if len(failed) > 50:
-            lines.append(f"| {len(failed) - 50} more | see the report |")
+    reasons = by_reason(rows)
+    if reasons:
+        lines += ["", f"## Failed images ({sum(len(reason.sources) for reason in reasons)})", ""]
+        lines += ["| images | reason | which |", "| --- | --- | --- |"]
+    for reason in reasons:
+        which = ", ".join(map(_cell, reason.sources[:_NAMED]))
+        more = f" and {len(reason.sources) - _NAMED} more" if len(reason.sources) > _NAMED else ""
+        lines.append(f"| {len(reason.sources)} | {_cell(f'{reason.kind}: {reason.sentence}')} | {which}{more} |")
     return "\n".join(lines)
+
+
+_NAMED = 10  # images of a reason
+_THUMBNAIL = 112  # side, pixels
+
+
+def _strip_of(panel: Panel) -> tuple[str, str]:
+    """The middles of a panel's pictures side by side, pixel by pixel, as the address of one JPEG; and what they are."""
+    pictures = {"noisy": panel.noisy_png, "denoised": panel.denoised_png, "taken away": panel.residual_png}
+    if panel.only_painted:
+        pictures = {"painted": panel.denoised_png}
+    if panel.original_png is not None:
+        pictures = {"source": panel.original_png} | pictures
+    if panel.clean_png is not None:
+        pictures |= {"clean": panel.clean_png}
+    shown: list[npt.NDArray[np.uint8]] = []
+    for png in pictures.values():
+        with PIL.Image.open(io.BytesIO(png)) as picture:
+            width, height = (min(side, _THUMBNAIL) for side in picture.size)
+            left, top = (picture.width - width) // 2, (picture.height - height) // 2
+            shown.append(np.asarray(picture.convert("RGB").crop((left, top, left + width, top + height))))
+    gap = np.full((shown[0].shape[0], 4, 3), 255, np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.hstack([part for one in shown for part in (gap, one)][1:])).save(
+        buffer, format="JPEG", quality=80
+    )
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", ", ".join(pictures)
+
+
+def _code(text: str) -> str:
+    """A text as code within a line of Markdown, whatever it holds."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
+    return f"{fence}{plain}{fence}" if len(fence) == 1 else f"{fence} {plain} {fence}"
 
 
 def _figure(value: float | None, digits: int) -> str:

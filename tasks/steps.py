@@ -11,7 +11,7 @@ from tasks.faults import RETRY_SECONDS, may_pass
 ONCE: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False, "retries": 0}
 """Options of a task that is not tried again by itself."""
 
-STEP: dict[str, Any] = {**ONCE, "task_run_name": "{step} {work}"}
+STEP: dict[str, Any] = {**ONCE, "task_run_name": "{step} {work} (chunk {work.chunk})"}
 """Options of a step of one image; what can pass is retried by the chunk, which goes on at the image it broke at."""
 
 CHUNK: dict[str, Any] = {

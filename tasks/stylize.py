@@ -16,7 +16,7 @@ from prefect import task
 
 from denoise_core import __version__
 from denoise_core.errors import DenoiseError
-from denoise_core.images import decode, encode, fill_missing, in_rgb, write_atomic
+from denoise_core.images import decode, encode, in_rgb, write_atomic
 from tasks import activity
 from tasks.faults import stop_if_interrupted
 from tasks.settings import Settings, Style
@@ -119,10 +119,7 @@ def _take_kept(work: Work, settings: Settings) -> bool:
 def _go_on_with(work: Work, settings: Settings, pixels: np.ndarray, facts: dict[str, Any]) -> None:
     assert settings.style is not None
     assert work.intensities is not None
-    noisy, missing = work.intensities.unit(pixels), work.intensities.missing
-    if missing is not None:
-        noisy = np.stack([fill_missing(*plane) for plane in zip(noisy, missing, strict=True)])
-    work.noisy, work.noisy_is_source = noisy, False
+    work.noisy, work.noisy_is_source = work.intensities.filled(pixels), False
     stylized = text(_file(work, settings).relative_to(settings.output).as_posix()) if settings.keeps_stylized else None
     styles = " + ".join(text(path.name) for path in settings.style.images)
     fill(work.row, style=styles, style_preset=_preset(settings.style), stylized=stylized, **facts)

@@ -51,8 +51,9 @@ class Work:
     ends, and walks through (and copies) the dataclasses and lists that they are given.
     """
 
-    def __init__(self, source: Source, settings: Settings) -> None:
+    def __init__(self, source: Source, settings: Settings, chunk: int = 0) -> None:
         self.source = source
+        self.chunk = chunk  # its number, from 1
         self.image: Image | None = None
         self.intensities: Intensities | None = None
         self.clean: np.ndarray | None = None
@@ -126,7 +127,7 @@ def guarded(work: Work) -> Iterator[None]:
     except Exception as error:  # the run must survive whatever one image brings up
         if is_machine_fault(error):
             raise
-        log.info("%r failed: %s", work.source.name, error, exc_info=True)
+        log.debug("%r failed: %s", work.source.name, error, exc_info=True)  # the chunk's line says it in the UI
         work.fail(error)
     finally:
         work.seconds += time.perf_counter() - started

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_A
     os.environ.pop(name, None)
 
 from flows.server import prepare_environment  # noqa: E402
+from tests import watching  # noqa: E402
 
 prepare_environment()
 
@@ -40,6 +42,16 @@ def prefect_server() -> Iterator[str]:
 
     with connected() as server:
         yield server.url
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser. While it is open this thread has an event loop, so that no flow can run in the same module."""
+    pytest.importorskip("playwright.sync_api")
+    if watching.browser_program() is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    with watching.browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,20 @@ def made(tmp_path_factory: pytest.TempPathFactory, photo: np.ndarray, prefect_se
     return root / "photos", root / "out"
 
 
+def test_the_run_says_its_images_and_what_came_of_them(made: tuple[Path, Path]) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+
+    named = FlowRunFilter(name=FlowRunFilterName(like_="photos: 2 methods at gauss:25, poisson:30, 2 images"))
+    with get_client(sync_client=True) as client:
+        (found,) = client.read_flow_runs(flow_run_filter=named)
+    assert found.state is not None
+    assert found.state.message is not None
+    assert found.state.message.startswith("16 results of 2 images in ")
+    assert found.state.message.endswith("; 0 failed")
+    assert {"comparison", "cpu"} <= set(found.tags)
+
+
 def test_every_method_noise_seed_and_image_is_a_row(made: tuple[Path, Path]) -> None:
     _, out = made
     rows = rows_of(out)

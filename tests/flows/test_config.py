@@ -40,6 +40,9 @@ def config(**options: object) -> RunConfig:
         ({"scope": "city"}, "--scope"),
         ({"noise": "gauss:25", "reference": "clean"}, "--reference"),
         ({"clip_noise": True}, "--clip-noise"),
+        ({"max_failed": 1.5}, "--max-failed"),
+        ({"max_failed": "nan"}, "--max-failed"),
+        ({"max_failed": 0.5, "strict": True}, "--max-failed"),
         ({"method": "none", "preset": "paper"}, "no preset paper"),
     ],
 )
@@ -87,6 +90,7 @@ def test_the_digest_follows_what_decides_the_result_and_nothing_else() -> None:
     base = config()
     assert base.digest() == config(method="zs-fit").digest(), "auto is what it stands for"
     assert base.digest() == config(slots=3, chunk=9, device="cpu", on_existing="overwrite", output="elsewhere").digest()
+    assert base.digest() == config(strict=True).digest() == config(max_failed=0.5).digest()
     different = [
         config(seed=1),
         config(preset="paper"),

@@ -6,7 +6,9 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
+import socket
 import struct
 import threading
 import time
@@ -660,13 +662,15 @@ def test_artifacts_and_names_in_prefect(tree: Path, tmp_path: Path) -> None:
     run(tree, tmp_path / "watched", "--method", "none", "--chunk", 2)
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)[0]
-        assert flow_run.name == "input: none"
-        assert set(flow_run.tags) == {"none", "denoise-flows"}
+        assert flow_run.name == "input: none, 5 images"
+        assert set(flow_run.tags) == {"none", "cpu", f"host:{socket.gethostname()}", "denoise-flows"}
         assert flow_run.state is not None
-        assert flow_run.state.message == "4 done, 1 failed"
+        assert flow_run.state.is_completed()
+        message = r"4 images done in \d+ s; 1 failed: bad\.png \(.*plain text.*\)"
+        assert re.fullmatch(message, flow_run.state.message or "")
         only_this = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
         artifacts = {a.key: a for a in client.read_artifacts(flow_run_filter=only_this)}  # of all, only 200 are given
-        expected = {"scan", "report", "chunk 1 of 2", "load rgb.png", "save sub/grey.png"}
+        expected = {"scan", "report", "chunk 1 of 2", "load rgb.png (chunk 2)", "save sub/grey.png (chunk 2)"}
         deadline = time.monotonic() + 120
         names: set[str] = set()
         while (
@@ -676,8 +680,73 @@ def test_artifacts_and_names_in_prefect(tree: Path, tmp_path: Path) -> None:
             time.sleep(0.1)
     assert set(artifacts) == {"progress-watched", "summary-watched", "report-watched"}
     assert artifacts["progress-watched"].data == 100
+    assert json.loads(artifacts["summary-watched"].data)[0] == {"figure": "images", "done": 4, "failed": 1}
     assert "bad.png" in artifacts["report-watched"].data.replace("\\", "")
     assert expected <= names
+
+
+def last_run() -> Any:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)[0]
+
+
+def logs_of(flow_run: Any, *, until: str) -> list[tuple[int, str]]:
+    """What the server has of the run's log, once a line with ``until`` in it has arrived: levels and messages."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+    from prefect.client.schemas.sorting import LogSort
+
+    only_this = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run.id]))
+    deadline = time.monotonic() + 120
+    while True:
+        with get_client(sync_client=True) as client:
+            logs = client.read_logs(log_filter=only_this, sort=LogSort.TIMESTAMP_ASC, limit=200)
+        if any(until in line.message for line in logs) or time.monotonic() > deadline:
+            return [(line.level, line.message) for line in logs]
+        time.sleep(0.1)
+
+
+def test_the_server_logs_a_line_a_chunk_and_never_one_an_image(tree: Path, tmp_path: Path) -> None:
+    torn = (tree / "rgb.png").read_bytes()[:-400]
+    for number in range(46):
+        content = torn if number % 5 == 0 else (tree / "rgb.png").read_bytes()
+        (tree / f"{number:02}.png").write_bytes(content)
+    (tree / "zz.tif").write_text("x")  # cannot even be scanned
+    out = tmp_path / "out"
+    assert run(tree, out, "--method", "none", "--chunk", 10) == 1
+    lines = logs_of(last_run(), until="Finished in state Completed")
+    chunks = [line for line in lines if line[1].startswith("chunk ")]
+    assert len(chunks) == 5
+    assert all((level == 30) == ("0 failed" not in said) for level, said in chunks)
+    (first,) = (said for _, said in chunks if said.startswith("chunk 1 of 5"))
+    assert first.startswith("chunk 1 of 5: 8 done, 2 failed: 00.png, 05.png (the PNG is truncated")
+    assert any(said.startswith("cannot be read: zz.tif (") for _, said in lines)
+    others = [said for _, said in lines if not said.startswith("chunk ")]
+    assert len(others) <= 6, others
+    run_folder = ledger.run_folders(out)[0]
+    assert (run_folder / "log.txt").read_text().count("Traceback") == 10, "the run's own log has all of each"
+
+
+@pytest.mark.parametrize(
+    ("options", "state", "said"),
+    [
+        ((), "COMPLETED", "1 failed: bad.png ("),
+        (("--strict",), "FAILED", "1 of 5 images failed, and --strict allows none: bad.png ("),
+        (("--max-failed", 0.1), "FAILED", "1 of 5 images failed, more than --max-failed 0.1 allows: bad.png ("),
+        (("--max-failed", 0.2), "COMPLETED", "1 failed: bad.png ("),
+    ],
+)
+def test_how_many_may_fail(tree: Path, tmp_path: Path, options: tuple[object, ...], state: str, said: str) -> None:
+    (tree / "bad.png").write_text("x")
+    assert run(tree, tmp_path / "out", "--method", "none", *options) == 1, "the exit status is the same"
+    flow_run = last_run()
+    assert flow_run.state.type == state
+    assert said in flow_run.state.message
+    assert run(tree, tmp_path / "out", "--method", "none", *options) == 1
+    assert last_run().name == "input: none, 1 of 5 images"
 
 
 def test_nothing_is_printed_while_prefect_logs(tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -162,9 +163,9 @@ def test_on_a_real_server(images: Path, tmp_path: Path, real_server: str) -> Non
     assert "6 done" in said
     with httpx.Client(base_url=real_server) as client:
         (flow_run,) = client.post("/flow_runs/filter", json={}).json()
-        assert flow_run["name"] == "images: zs-fit fast"
+        assert flow_run["name"] == "images: zs-fit fast, 6 images"
         assert flow_run["state"]["type"] == "COMPLETED"
-        assert flow_run["state"]["message"] == "6 done, 0 failed"
+        assert re.fullmatch(r"6 images done in .+; 0 failed", flow_run["state"]["message"])
         (limit,) = client.post("/v2/concurrency_limits/filter", json={}).json()
         assert limit["name"].startswith("denoise ")
         assert limit["name"].endswith(" cpu")
@@ -173,7 +174,7 @@ def test_on_a_real_server(images: Path, tmp_path: Path, real_server: str) -> Non
         artifacts = client.post("/artifacts/filter", json={}).json()
         assert {a["key"] for a in artifacts} == {"progress-out", "summary-out", "report-out"}
         tasks = client.post("/task_runs/filter", json={"limit": 200}).json()
-        assert {"scan", "report", "denoise 0.png"} <= {t["name"] for t in tasks}
+        assert {"scan", "report", "denoise 0.png (chunk 1)"} <= {t["name"] for t in tasks}
         logs = client.post("/logs/filter", json={"limit": 200}).json()
         assert any("6 images: 6 to do" in log["message"] for log in logs)
 

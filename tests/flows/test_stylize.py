@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ import tasks.stylize
 from denoise_core import metrics
 from flows.cli import main
 from flows.config import build
-from tasks import table
+from tasks import report, table
+from tasks.report_page import display_range
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -361,3 +364,31 @@ def test_a_style_that_cannot_be_is_one_sentence(
     said = capfd.readouterr().err.strip().splitlines()[-1]
     assert words in said
     assert "Traceback" not in said
+
+
+def test_the_report_shows_the_noise_that_the_run_added_and_one_grey_scale(
+    tmp_path: Path, photo: np.ndarray, paint: Path, weights: Path
+) -> None:
+    """Floats have no range of a type: the source's own decides, also of what was painted, whose range is another."""
+    folder, out = tmp_path / "floats", tmp_path / "out"
+    folder.mkdir()
+    source = photo[80:144, 200:264, 0].astype(np.float32) * 40 - 1000
+    tifffile.imwrite(folder / "a.tif", source)
+    options = ["--style", paint, "--vgg-weights", weights, "--noise", "gauss:25", "--method", "nl-bayes"]
+    assert main(["run", *map(str, (folder, out, *options))]) == 0
+    stylized, noisy, denoised = (tifffile.imread(out / name / "a.tif") for name in ("stylized", "noisy", "images"))
+    assert np.ptp(stylized) != pytest.approx(np.ptp(source), rel=0.01)
+
+    rows, provenance = table.read(out / "results.parquet")
+    (panel,) = report._panels(rows, out, tomllib.loads(provenance["config"]))
+    low, high, _ = display_range(noisy.astype(np.float64), None)
+    shown = {
+        panel.original_png: source,
+        panel.clean_png: stylized,
+        panel.noisy_png: noisy,
+        panel.denoised_png: denoised,
+    }
+    for png, expected in shown.items():
+        assert png is not None
+        grey = np.clip((expected.astype(np.float64) - low) / (high - low), 0, 1) * 255
+        assert np.abs(np.asarray(Image.open(io.BytesIO(png))) - grey).max() < 1

@@ -215,14 +215,15 @@ def test_a_mean_that_moved_is_flagged(settings: Settings, monkeypatch: pytest.Mo
     noisy = np.random.default_rng(0).normal(1000, 20, (2, 64, 64)).astype(np.uint16)
     untouched, _ = steps(settings, noisy, axes="CYX")
     assert untouched["flags"] is None
-    each_frame = module._each_frame
+    each_frame = module.each_frame
 
-    def shifted(work: Work, settings: Settings) -> None:
-        each_frame(work, settings)
-        assert work.denoised is not None
-        work.denoised[1] += 5 / 65535
+    def shifted(work: Work, settings: Settings, planes: Any, put: Any) -> None:
+        def put_shifted(numbers: Any, found: Any) -> None:
+            put(numbers, found + np.float32(5 / 65535) * (numbers[0] == 1))
 
-    monkeypatch.setattr(module, "_each_frame", shifted)
+        each_frame(work, settings, planes, put_shifted)
+
+    monkeypatch.setattr(module, "each_frame", shifted)
     row, _ = steps(settings, noisy, axes="CYX")
     assert row["flags"].startswith("mean of C 2 of 2 moved by +")
     assert "C 1 of 2" not in row["flags"]

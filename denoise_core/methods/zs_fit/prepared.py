@@ -68,7 +68,7 @@ class Prepared:
         """How many frames to estimate together: one, as many as make one image, or a long window, by the held-out loss."""
         frames, height, width, channels = self.noisy.shape
         few = min(frames, max(1, MOST_CHANNELS // channels))
-        many = min(frames, LONGEST, max(few, LONGEST_VALUES // (height * width * channels)))
+        many = min(frames, max(few, min(LONGEST, LONGEST_VALUES // (height * width * channels))))
         candidates = sorted({1, few, many})
         if candidates == [1]:
             return 1

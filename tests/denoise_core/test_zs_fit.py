@@ -531,7 +531,7 @@ def test_a_long_stack_is_done_in_parts_of_its_frames(
 def test_frames_that_are_not_in_memory_have_the_same_result(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_prepared, "LONGEST", 1)  # else all frames are one window, and in memory
     rng = np.random.default_rng(0)
-    frames, channels = (5, 3) if kind == "colours" else (11, 1)
+    frames, channels = (5, 3) if kind == "colours" else (19, 1)
     y, x, f, c = np.ix_(range(64), range(64), range(frames), range(channels))
     scene = 0.5 + 0.2 * np.sin((x + (9 if kind == "moving" else 0) * f + c) / 7) * np.cos(y / 9)
     noise = rng.normal(0, 0.05, scene.shape) * np.array([1, 2, 1])[:channels]

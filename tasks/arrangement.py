@@ -10,6 +10,7 @@ import numpy as np
 
 from denoise_core.errors import DenoiseError
 from denoise_core.images import Header
+from denoise_core.images.levels import light
 
 _FRAMES = "TZQI"  # in this order of preference; of several unnamed axes the last
 
@@ -75,6 +76,11 @@ class Arrangement:
             number = stack * self.frames + frame
         found = np.unravel_index(number, [self.shape[n] for n in lying])
         return ", ".join(f"{self.axes[n]} {at + 1} of {self.shape[n]}" for n, at in zip(lying, found, strict=True))
+
+    def seen(self, plane: np.ndarray, top: float) -> np.ndarray:
+        """A plane (H, W, C) in the file's intensities, up to `top`, as it is shown: inks of CMYK as the light they leave."""
+        inks = plane.shape[-1] == 4 and self.axes.endswith("S") and self.shape[-1] == 4
+        return light(plane, top) if inks else plane
 
     @property
     def _order(self) -> tuple[int, ...]:

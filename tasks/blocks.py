@@ -27,7 +27,7 @@ from denoise_core.images import Scale, fill_missing, open_planes, own_scale, to_
 from denoise_core.images.levels import same_bits
 from denoise_core.methods.frames import Frames
 from tasks import activity
-from tasks.arrangement import Arrangement
+from tasks.arrangement import Arrangement, arrange, renamed
 from tasks.denoise import check_size, each_frame, timed, zs_fit
 from tasks.evaluate import FRAMES_LOOKED_AT, Stacks, mean
 from tasks.faults import SourceChanged, stop_if_interrupted
@@ -84,6 +84,14 @@ def some_frames(work: Work, settings: Settings, stack: int) -> np.ndarray | None
         frames = laid.stack(stack)
         found = frames[:: -(-len(frames) // _SOME)]
     return None if work.failed else found
+
+
+def middle_plane(file: BinaryIO, axes: str, channels: str, *, max_pixels: int) -> tuple[np.ndarray, str]:
+    """The plane (H, W, C) in the middle of an open stack, read without the others, and where it lies."""
+    planes = open_planes(file, max_pixels=max_pixels)
+    arrangement = arrange(renamed(planes.header, axes), channels)
+    stack, frame = arrangement.stacks // 2, arrangement.frames // 2
+    return _Laid(planes, arrangement, 1).raw(stack * arrangement.frames + frame), arrangement.place(stack, frame)
 
 
 def _through(work: Work, settings: Settings) -> None:
@@ -218,7 +226,7 @@ class _Laid:
 
     def stored(self, plane: int, denoised: np.ndarray) -> tuple[np.ndarray, float, np.ndarray | None]:
         """A plane of the unit scale in the file's intensities, the share that was clipped, and where pixels are missing."""
-        source, (_, missing) = self._raw(plane), self._filled(plane)
+        source, (_, missing) = self.raw(plane), self._filled(plane)
         scale = self.scales[plane // self._arrangement.frames]
         alone = Arrangement("TYXS", (1, *self.shape), 0, (3,))
         intensities = Intensities(alone, self.dtype, (scale,), None if missing is None else missing[None])
@@ -243,7 +251,8 @@ class _Laid:
         pages = self._pages[plane]
         return ((page, np.flatnonzero(pages == page)) for page in np.unique(pages).tolist())
 
-    def _raw(self, plane: int) -> np.ndarray:
+    def raw(self, plane: int) -> np.ndarray:
+        """A plane as the file has it."""
         pixels = np.empty(self.shape, self.dtype)
         for page, channels in self._channels(plane):
             pixels[..., channels] = self._page(page)[..., self._samples[plane, channels]]
@@ -251,7 +260,7 @@ class _Laid:
 
     def _filled(self, plane: int) -> tuple[np.ndarray, np.ndarray | None]:
         """A plane with numbers where there are none, and where that is."""
-        pixels = self._raw(plane)
+        pixels = self.raw(plane)
         if self.dtype.kind != "f" or np.isfinite(pixels).all():
             return pixels, None
         missing = ~np.isfinite(pixels)

@@ -259,10 +259,11 @@ def _strip(source: str, noise: str, rows: Sequence[Row], root: Path, config: Map
         pixels = decode((root / row["output"]).read_bytes(), max_pixels=most).pixels
         named.append((row["candidate"], _score(row, "denoised"), arrangement.planes(pixels)))
     middle = arrangement.stacks // 2 * arrangement.frames + arrangement.frames // 2
-    flat = [(name, told, _plane(intensities.seen(planes[middle]))) for name, told, planes in named]
+    own = intensities.own
+    full = 1.0 if own is None else own.high
+    flat = [(name, told, _plane(arrangement.seen(planes[middle], full))) for name, told, planes in named]
     top, left = most_detailed(flat[0][2], SIDE)
     cut = [(name, told, pixels[top : top + SIDE, left : left + SIDE]) for name, told, pixels in flat]
-    own = intensities.own
     low, high, display = display_range(cut[1][2], None if own is None else (own.low, own.high))
     height, width = cut[0][2].shape[:2]
     told = f"{width} × {height} pixels from ({left}, {top}), where the image has most detail; {display}"

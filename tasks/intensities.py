@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from denoise_core.images import Scale, changed, fill_missing, from_float, light, own_scale, to_float
+from denoise_core.images import Scale, changed, fill_missing, from_float, own_scale, to_float
 from denoise_core.methods import intensity_range
 from tasks.arrangement import Arrangement
 
@@ -61,12 +61,6 @@ class Intensities:
             scale = self._scale_of(number)
             scaled[number] = plane * np.float64(scale.width) + scale.low
         return scaled
-
-    def seen(self, plane: np.ndarray) -> np.ndarray:
-        """A plane (H, W, C) in the file's intensities as it is to be shown: the inks of CMYK as the light that they leave."""
-        shape = self.arrangement.shape
-        inks = plane.shape[-1] == 4 and self.arrangement.axes.endswith("S") and shape[-1] == 4
-        return light(plane, self.scales[0].high) if inks else plane
 
     def stored(self, denoised: np.ndarray, source: np.ndarray, noisy: np.ndarray | None) -> tuple[np.ndarray, float]:
         """Planes of the unit scale as the file stores them, and the share that was clipped.

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import re
 import tomllib
 from collections.abc import Sequence
@@ -18,9 +19,10 @@ import PIL.Image
 from prefect import task
 
 from denoise_core import __version__, noise
-from denoise_core.images import Image, cropped, decode, in_rgb, write_atomic
+from denoise_core.images import Image, cropped, decode, in_rgb, own_scale, write_atomic
 from tasks import ledger, table
-from tasks.arrangement import arrange, renamed
+from tasks.arrangement import Arrangement, arrange, renamed
+from tasks.blocks import LEAST_SAMPLES, middle_plane
 from tasks.failures import by_reason
 from tasks.faults import sentence
 from tasks.intensities import Intensities
@@ -156,6 +158,8 @@ def _panel(row: Row, why: str, output: Path, config: dict[str, Any]) -> Panel | 
     max_pixels = int(float(config.get("max_megapixels", 500.0)) * 1e6)
     try:
         source = root / row["source"] if root.is_dir() else root
+        if math.prod(row["shape"]) > LEAST_SAMPLES and row["noise"] == "none" and not row["style"]:
+            return _large_strip(row, why, source, output / row["output"], config)
         content = source.read_bytes()
         if hashlib.sha256(content).hexdigest() != row["source_sha256"]:
             return None  # another file than the one that was denoised, perhaps a link to where the run never looked
@@ -172,45 +176,85 @@ def _panel(row: Row, why: str, output: Path, config: dict[str, Any]) -> Panel | 
         return None
 
 
+def _large_strip(row: Row, why: str, source: Path, written: Path, config: dict[str, Any]) -> Panel | None:
+    """That of a large stack, of which only one plane is read."""
+    found = []
+    for path in (source, written):
+        with path.open("rb") as file:
+            if path == source and hashlib.file_digest(file, "sha256").hexdigest() != row["source_sha256"]:
+                return None
+            found.append(middle_plane(file, row["axes"], str(config.get("channels", "auto")), max_pixels=_most(config)))
+    (noisy, where), (after, _) = found
+    limits = _limits(noisy.dtype)
+    caption = ", ".join(filter(None, (where, _caption(row))))
+    return make_panel(row["source"], noisy, after, clean=None, limits=limits, why=why, caption=caption)
+
+
+def _most(config: dict[str, Any]) -> int:
+    """The pixels that an image may have, as the run was told."""
+    return int(float(config.get("max_megapixels", 500.0)) * 1e6)
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[float, float] | None:
+    own = own_scale(dtype)
+    return None if own is None else (own.low, own.high)
+
+
 def _strip(
     row: Row, why: str, image: Image, denoised: Image, *, original: Image | None, config: dict[str, Any]
 ) -> Panel:
     """A plane from the middle, of the middle stack where there are several."""
-    max_pixels = int(float(config.get("max_megapixels", 500.0)) * 1e6)
     arrangement = arrange(renamed(image.header, row["axes"]), str(config.get("channels", "auto")))
-    # Of a stylized image too it was the source whose range decided the scale.
-    source = image if original is None else original
-    intensities, unit = Intensities.of(source.pixels, arrangement, clean=row["noise"] != "none")
-    if original is not None:
-        unit = intensities.filled(image.pixels)
-    clean: npt.NDArray[Any] | None = None
-    if row["noise"] != "none":
-        clean, unit = unit, noise_again(unit, row, clip=bool(config.get("clip_noise")))
-    elif config.get("reference") and row["reference_sha256"]:
-        try:
-            found = decode(read_below(Path(str(config["reference"])), row["source"]), max_pixels=max_pixels)
-            clean = intensities.unit(cropped(found, config.get("crop")).pixels)
-        except Exception:  # noqa: BLE001 - as above
-            clean = None
     stack, frame = arrangement.stacks // 2, arrangement.frames // 2
     number = stack * arrangement.frames + frame
-    noisy, after = (
-        intensities.seen(planes[number]) for planes in (intensities.of_file(unit), arrangement.planes(denoised.pixels))
-    )
-    shown_clean = None if clean is None else intensities.seen(intensities.of_file(clean)[number])
+    if row["noise"] == "none" and original is None:
+        noisy = arrangement.planes(image.pixels)[number]  # as it lies in the file: large images are not copied
+        clean = _reference(arrangement, number, row, config)
+    else:
+        noisy, clean = _made_again(arrangement, number, row, (image, original), config)
+    after = arrangement.planes(denoised.pixels)[number]
     caption = ", ".join(filter(None, (arrangement.place(stack, frame), _caption(row))))
-    own = intensities.own
+    limits = _limits(image.pixels.dtype)
+    top = 1.0 if limits is None else limits[1]
     return make_panel(
         row["source"],
-        noisy,
-        after,
-        clean=shown_clean,
-        limits=None if own is None else (own.low, own.high),
+        arrangement.seen(noisy, top),
+        arrangement.seen(after, top),
+        clean=None if clean is None else arrangement.seen(clean, top),
+        limits=limits,
         why=why,
         caption=caption,
         original=None if original is None else arrangement.planes(original.pixels)[number],
         only_painted=original is not None and row["stylized"] is None,
     )
+
+
+def _reference(arrangement: Arrangement, number: int, row: Row, config: dict[str, Any]) -> npt.NDArray[Any] | None:
+    """A plane of the image that a row was scored against, where it is still there."""
+    if not (config.get("reference") and row["reference_sha256"]):
+        return None
+    try:
+        found = decode(read_below(Path(str(config["reference"])), row["source"]), max_pixels=_most(config))
+        plane: npt.NDArray[Any] = arrangement.planes(cropped(found, config.get("crop")).pixels)[number]
+    except Exception:  # noqa: BLE001 - a picture is an extra
+        return None
+    return plane
+
+
+def _made_again(
+    arrangement: Arrangement, number: int, row: Row, images: tuple[Image, Image | None], config: dict[str, Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+    """A plane of the noisy image, which is in no file, and of the clean one where noise was added."""
+    image, original = images
+    # Of a stylized image too it was the source whose range decided the scale.
+    source = image if original is None else original
+    intensities, clean = Intensities.of(source.pixels, arrangement, clean=row["noise"] != "none")
+    if original is not None:
+        clean = intensities.filled(image.pixels)
+    if row["noise"] == "none":
+        return intensities.of_file(clean)[number], None
+    noisy = noise_again(clean, row, clip=bool(config.get("clip_noise")))
+    return intensities.of_file(noisy)[number], intensities.of_file(clean)[number]
 
 
 def noise_again(clean: npt.NDArray[np.float32], row: Row, *, clip: bool) -> npt.NDArray[np.float32]:

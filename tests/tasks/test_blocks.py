@@ -20,9 +20,9 @@ from denoise_core.device import Device
 from denoise_core.images import ImageError, read_header
 from denoise_core.images.tiff_planes import Copy
 from denoise_core.methods.zs_fit import prepared
-from tasks import blocks, chunk, fit
+from tasks import blocks, chunk, fit, report
 from tasks.settings import Settings
-from tasks.table import DONE, FAILED, Row
+from tasks.table import COLUMNS, DONE, FAILED, Row
 from tasks.work import Source, Work
 
 VOLATILE = {"note", "fit_seconds", "denoise_seconds", "fit_started_at", "fit_finished_at", "slot_wait_seconds"}
@@ -338,3 +338,22 @@ def test_memory_is_that_of_a_block_however_long_the_series(
             tracemalloc.stop()
     assert peaks[2] < peaks[1] + 80 * 4000, "a page's directory and no pixels"
     assert peaks[2] < 160 * 192 * 160 * 2 / 2
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_the_report_reads_one_plane_of_a_large_stack(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = scene("TYX", T=9, Z=2, Y=64, X=64)
+    write(settings.input / "a.tif", pixels, "TYX", compression="zlib")
+    row = done(settings)
+    assert row["status"] == DONE
+    row = {column.name: None for column in COLUMNS} | row  # as the table has it
+    config = {"input": str(settings.input)}
+    small = report._panel(row, "why", settings.output, config)
+    monkeypatch.setattr(report, "LEAST_SAMPLES", 1)
+    monkeypatch.setattr(report, "decode", None)  # nothing is read whole
+    large = report._panel(row, "why", settings.output, config)
+    assert small is not None
+    assert "T 5 of 9" in small.caption
+    assert large == small
+    (settings.input / "a.tif").write_bytes(b"another")
+    assert report._panel(row, "why", settings.output, config) is None

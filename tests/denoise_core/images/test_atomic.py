@@ -59,9 +59,9 @@ def test_a_real_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     real = Path.open
 
     def full(path: Path, mode: str = "r", **options: object) -> object:
-        if mode == "xb":
+        if mode == "x+b":
             path.symlink_to("/dev/full")
-            return real(path, "wb")
+            return real(path, "w+b")
         return real(path, mode, **options)
 
     monkeypatch.setattr(Path, "open", full)

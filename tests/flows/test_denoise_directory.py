@@ -426,10 +426,10 @@ def test_a_ledger_that_cannot_be_written(
 def test_a_file_that_the_disk_does_not_give(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = tasks.scan.read_header
 
-    def bad_sector(path: Path, *, max_pixels: int) -> Any:
+    def bad_sector(path: Path, **options: Any) -> Any:
         if path.name == "rgb.png":
             raise OSError(errno.EIO, "Input/output error", str(path))
-        return real(path, max_pixels=max_pixels)
+        return real(path, **options)
 
     monkeypatch.setattr(tasks.scan, "read_header", bad_sector)
     monkeypatch.setattr(tasks.scan, "_PAUSES", (0.0, 0.0))

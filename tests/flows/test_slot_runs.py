@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import flows.denoise_directory
+import flows.engine
 import tasks.slots
 from denoise_core import methods
 from denoise_core.device import Device, choose
@@ -65,7 +65,7 @@ def test_fits_are_shared_out_among_devices_and_the_bytes_are_the_same(
 
     def outputs(*names: str) -> tuple[list[str], set[str]]:
         devices = tuple(Device(name, "float32", 1, "a stand-in") for name in names)
-        monkeypatch.setattr(flows.denoise_directory, "choose_all", lambda _: devices)
+        monkeypatch.setattr(flows.engine, "choose_all", lambda _: devices)
         out = tmp_path / "-".join(names).replace(":", "")
         assert main(["run", str(images), str(out), "--method", "tv"]) == 0
         rows, _ = table.read(out / "results.parquet")

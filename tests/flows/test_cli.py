@@ -86,7 +86,7 @@ def test_unwritable_output(tree: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 BAD = """--method bm4d|--noise gauss|--device tpu|--slots 0|--unheard-of|--config nowhere.toml|--device cuda:99|--seed one|
---preset best --method nl-bayes|--scope city|--model nowhere|--engine condor|--engine dask:|--reference nowhere|--on-existing ask"""
+--preset best --method nl-bayes|--scope city|--model nowhere|--engine condor|--reference nowhere|--on-existing ask"""
 
 
 @pytest.mark.parametrize("options", [option.split() for option in BAD.split("|")], ids=" ".join)

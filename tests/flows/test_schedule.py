@@ -208,9 +208,10 @@ def test_the_form_does_what_the_command_line_does_and_overlaps_are_cancelled(
         assert url.removesuffix("/api") in serving.wait_for(WORDS)
         run = from_form(url, "form", input=str(images), output=str(tmp_path / "form"), **options)
         state = ended(url, run)
-        assert (state["type"], state["message"]) == ("COMPLETED", "2 done, 0 failed")
+        assert state["type"] == "COMPLETED"
+        assert state["message"].startswith("2 images done in ")
         assert outcome(tmp_path / "form") == outcome(tmp_path / "cli")
-        serving.wait_for("Completed: 2 done, 0 failed")
+        serving.wait_for("Completed: 2 images done in ")
 
         broken = ended(url, from_form(url, "form", input=str(tmp_path / "nowhere"), output=str(tmp_path / "x")))
         assert broken["type"] == "FAILED"
@@ -244,7 +245,7 @@ def test_missed_runs_are_made_up_for_by_one(denoise_server: RealServer, tmp_path
     before = flow_runs(url, deployment["id"])
     with service(tmp_path / "said", *command, **denoise_server.here) as serving:
         serving.wait_for("3 runs were missed; one makes up for them")
-        serving.wait_for("Completed: 2 done, 0 failed")
+        serving.wait_for("Completed: 2 images done in ")
         for run in late:
             state = ended(url, run)
             assert state["type"] == "CANCELLED"
@@ -275,11 +276,11 @@ def test_watching_with_a_server_of_its_own_does_new_files_only(tmp_path: Path, p
     here = {"DENOISE_STATE_DIR": str(tmp_path / "state")}
     with service(tmp_path / "said", "serve", images, out, "--watch", "1s", "--method", "tv", **here) as serving:
         assert "started for this service, data in" in serving.wait_for(WORDS)
-        serving.wait_for("Completed: 2 done, 0 failed")
+        serving.wait_for("Completed: 2 images done in ")
         (images / "tonight").mkdir()
         Image.fromarray(photo[100:124, 200:224]).save(images / "tonight" / "new.png")
         serving.wait_for("1 new or changed files")
-        serving.wait_for("Completed: 1 done, 0 failed")
+        serving.wait_for("Completed: 1 image done in ")
         # In the middle of a run: it reports what is done, and its state says why it ended.
         for n in range(60):
             Image.fromarray(photo[100 + n : 124 + n, 200:224]).save(images / f"more-{n}.png")
@@ -340,5 +341,5 @@ def test_prefect_yaml_deploys_for_a_worker_that_runs_it(
     assert deployment["parameters"]["config"] == {"input": str(images), "output": str(out)}
     run = from_form(url, "nightly", input=str(images), output=str(out), method="none")
     prefect(*worker)
-    assert ended(url, run)["message"] == "2 done, 0 failed"
+    assert ended(url, run)["message"].startswith("2 images done in ")
     assert (out / "results.parquet").is_file()

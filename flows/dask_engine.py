@@ -44,10 +44,12 @@ def dask_settings(*, own: bool) -> Iterator[None]:
     import dask
     import distributed  # noqa: F401 - installs its logging
 
-    logger = logging.getLogger("distributed")
-    logger.setLevel(logging.WARNING)
-    logger.handlers.clear()
-    logger.propagate = False
+    for name in ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application"):
+        logger = logging.getLogger(name)  # each has a handler of its own for the console
+        logger.setLevel(logging.WARNING)
+        logger.handlers.clear()
+        logger.propagate = False
+    logging.getLogger("distributed.client").propagate = True  # to the run's log, by its parent
     ours: dict[str, object] = {}
     if own:
         ours = {

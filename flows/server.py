@@ -47,6 +47,8 @@ def prepare_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if not os.environ.get("PREFECT_API_URL", "set"):
+        del os.environ["PREFECT_API_URL"]  # empty, Prefect takes it for a wish to have its own temporary server
 
 
 def _usable_home() -> Path:
@@ -69,7 +71,7 @@ def set_url() -> str | None:
     from prefect.settings import get_current_settings
 
     url = get_current_settings().api.url
-    return None if url is None else str(url).rstrip("/")
+    return str(url).rstrip("/") if url else None  # set, but empty, is not set
 
 
 def reports_to_real_server() -> bool:

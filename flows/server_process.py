@@ -18,7 +18,7 @@ from pathlib import Path
 from flows.errors import StartError
 from tasks.faults import stop_if_interrupted
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0  # on a machine that is busy; one that ends at once is noticed at once
 _MOST_RESTARTS = 5
 _RECOVERED_SECONDS = 300.0
 

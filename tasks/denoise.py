@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,13 +143,14 @@ def _told(work: Work, results: list[Result]) -> dict[str, Any]:
     for result, scale in zip(results, work.intensities.scales, strict=True):
         if result.noise is not None:
             gains.append(result.noise.gain * scale.width)
-            offsets.append(result.noise.offset * scale.width**2 - gains[-1] * scale.low)
+            offsets.append(result.noise.offset * scale.width * scale.width - gains[-1] * scale.low)
     steps, restarts = (sum(getattr(result, name) for result in results) for name in ("steps", "restarts"))
     return {
         "kept": max(sorted(set(kept)), key=kept.count),
         "frames_together": max(sorted(set(windows)), key=windows.count),
         "noise_gain": sum(gains) / len(gains) if gains else None,
-        "noise_offset": sum(offsets) / len(offsets) if offsets else None,
+        # The variance of the largest floats is beyond all floats.
+        "noise_offset": sum(offsets) / len(offsets) if offsets and math.isfinite(sum(offsets)) else None,
         "steps": steps or None,
         "restarts": restarts if steps or restarts else None,
         "fit_seconds": sum(result.fit_seconds for result in results),

@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +22,11 @@ from filelock import FileLock, Timeout
 
 from denoise_core.device import Device
 from tasks import activity
+from tasks.admission import admitted
 from tasks.faults import stop_if_interrupted
 from tasks.settings import Settings
 
 _POLL_SECONDS = 0.2
-_LEASE_SECONDS = 60
-_ADMISSION_SECONDS = 5.0
-_ADMISSION_TRIES = 3
 
 log = logging.getLogger("tasks")
 
@@ -65,53 +63,9 @@ def hold_slot(settings: Settings) -> Iterator[Slot]:
     started = time.perf_counter()
     with _locked(settings.devices, settings.slots) as device:
         limit = limit_name(device.name) if settings.has_limits else None
-        with _admitted(limit):
+        with admitted(limit):
             there = replace(settings, device=device, other_devices=())
             yield Slot(there, time.perf_counter() - started)
-
-
-@contextmanager
-def _admitted(limit: str | None) -> Iterator[None]:
-    """Hold a slot of the global concurrency limit, where there is one.
-
-    A server that cannot be asked does not stop the work: after a few tries the lock file alone guards the device.
-    """
-    if limit is None:
-        yield
-        return
-    from prefect.concurrency.sync import concurrency
-
-    held = ExitStack()
-    with activity.waiting(f"a slot of the limit {limit!r} on the Prefect server"):
-        troubles = 0
-        while troubles < _ADMISSION_TRIES:
-            stop_if_interrupted()
-            # Short waits, asked anew, are what lets Ctrl-C through. The lease is renewed while the slot is held; a
-            # renewal that fails must not end a fit that the lock file guards as well.
-            slot = concurrency(
-                limit,
-                occupy=1,
-                strict=True,
-                timeout_seconds=_ADMISSION_SECONDS,
-                lease_duration=_LEASE_SECONDS,
-                raise_on_lease_renewal_failure=False,
-            )
-            try:
-                held.enter_context(slot)
-                break
-            except TimeoutError:
-                continue
-            except Exception as error:  # noqa: BLE001 - any trouble of the server's
-                troubles += 1
-                log.warning("the Prefect server did not answer for the limit %r: %s", limit, error)
-                time.sleep(1.0)
-    try:
-        yield
-    finally:
-        try:
-            held.close()
-        except Exception as error:  # noqa: BLE001 - the lease runs out by itself
-            log.warning("the slot of %r could not be given back, its lease will run out: %s", limit, error)
 
 
 @contextmanager

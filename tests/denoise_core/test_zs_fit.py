@@ -413,6 +413,11 @@ def test_frames_of_a_still_scene_are_estimated_together(clean: Pixels, frames: i
     assert psnr(together.pixels[0], scene[0]) > psnr(alone.pixels[0], scene[0]) + gain
 
 
+def test_frames_narrower_than_a_block_are_estimated_together(clean: Pixels) -> None:
+    scene = np.repeat(clean[:, :24, :31, :1], 9, axis=0)
+    assert zs_fit.denoise(noisy_of(scene, "gauss:25"), preset="fast", seed=0, device=CPU, on_step=quiet).window > 1
+
+
 @pytest.mark.parametrize("shape", [(12, 1, 9, 17), (3, 3, 8, 8)])
 def test_bands_of_frequencies_in_time_keep_everything(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(application, "nl_bayes", lambda band, _check: band)

@@ -93,8 +93,9 @@ class Prepared:
             frames_judged = [frame - seen.start for frame in judged]
             pairs = recorrupt(z[part], valid[part], noise[part], estimate_of, frames_judged)
             missed = torch.cat([_missed(pair, noise[f], excess) for pair, f in zip(pairs, judged, strict=True)])
-            down, across = (side // BLOCK for side in missed.shape)
-            blocks = missed[: down * BLOCK, : across * BLOCK].reshape(down, BLOCK, across, BLOCK)
+            block = min(BLOCK, *missed.shape)
+            down, across = (side // block for side in missed.shape)
+            blocks = missed[: down * block, : across * block].reshape(down, block, across, block)
             errors = blocks.mean(dim=(1, 3)).flatten()
             if least is None or wins(errors, least):
                 best, least = window, errors

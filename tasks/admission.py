@@ -1,0 +1,126 @@
+"""A slot of a global concurrency limit on a real Prefect server, held by a lease that is renewed.
+
+Prefect's own client waits 2 s and more whenever the server answers 503, busy with a write of its own, which an SQLite
+server does at about every second fit, and it does so whatever its number of retries. Here the server is asked again at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import httpx
+from httpx import codes
+
+from tasks import activity
+from tasks.faults import stop_if_interrupted
+
+LEASE_SECONDS = 60.0
+_TRIES = 3
+_POLL_SECONDS = 1.0
+_BUSY_SECONDS, _BUSY_TRIES = 0.1, 100
+
+log = logging.getLogger("tasks")
+
+
+@contextmanager
+def admitted(limit: str | None) -> Iterator[None]:
+    """Hold a slot of the limit, where there is one.
+
+    A server that cannot be asked does not stop the work: after a few tries the lock file alone guards the device. So it
+    does where a lease cannot be renewed. The lease of a run that is killed runs out by itself.
+    """
+    if limit is None:
+        yield
+        return
+    with activity.waiting(f"a slot of the limit {limit!r} on the Prefect server"):
+        lease = _acquired(limit)
+    if lease is None:
+        yield
+        return
+    ended = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(lease, limit, ended), name="lease", daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        _release(lease, limit)
+
+
+def _acquired(limit: str) -> UUID | None:
+    """The lease of a slot, once there is one; None where the server cannot be asked for it."""
+    from prefect.context import TaskRunContext
+
+    context = TaskRunContext.get()
+    holder = None if context is None else {"type": "task_run", "id": str(context.task_run.id)}
+    asked = {"names": [limit], "slots": 1, "mode": "concurrency", "lease_duration": LEASE_SECONDS, "holder": holder}
+    troubles = busy = 0
+    while troubles < _TRIES:
+        stop_if_interrupted()
+        try:
+            answer = _post("increment-with-lease", asked)
+            if answer.status_code == codes.LOCKED:
+                _pause(_POLL_SECONDS)
+                continue
+            if answer.status_code == codes.SERVICE_UNAVAILABLE and busy < _BUSY_TRIES:
+                busy += 1
+                time.sleep(_BUSY_SECONDS)
+                continue
+            answer.raise_for_status()
+            if answer.json()["limits"]:
+                return UUID(answer.json()["lease_id"])
+            problem: object = "it has no such limit"
+        except Exception as error:  # noqa: BLE001 - any trouble of the server's
+            problem = error
+        troubles += 1
+        log.warning("the Prefect server did not give a slot of the limit %r: %s", limit, problem)
+        _pause(_POLL_SECONDS)
+    return None
+
+
+def _post(path: str, body: dict[str, Any]) -> httpx.Response:
+    """One request with Prefect's address, credentials and token, without its retries."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        inner: Any = client._client  # its own way to send is what sleeps
+        request = inner.build_request("POST", f"/v2/concurrency_limits/{path}", json=body)
+        if inner.enable_csrf_support:
+            inner._add_csrf_headers(request=request)
+        return httpx.Client.send(inner, request)
+
+
+def _pause(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        stop_if_interrupted()
+        time.sleep(0.1)
+
+
+def _renew(lease: UUID, limit: str, ended: threading.Event) -> None:
+    while not ended.wait(LEASE_SECONDS / 4):
+        try:
+            _post(f"leases/{lease}/renew", {"lease_duration": LEASE_SECONDS}).raise_for_status()
+        except Exception as error:  # noqa: BLE001 - it is tried again before the lease runs out
+            log.warning("the slot of %r could not be renewed: %s", limit, error)
+
+
+def _release(lease: UUID, limit: str) -> None:
+    problem: object = "it stays busy"
+    for _ in range(_BUSY_TRIES):
+        try:
+            answer = _post("decrement-with-lease", {"lease_id": str(lease)})
+            if answer.status_code != codes.SERVICE_UNAVAILABLE:
+                answer.raise_for_status()
+                return
+            time.sleep(_BUSY_SECONDS)
+        except Exception as error:  # noqa: BLE001 - the lease runs out by itself
+            problem = error
+            break
+    log.warning("the slot of %r could not be given back, its lease will run out: %s", limit, problem)

@@ -414,7 +414,7 @@ def test_frames_of_a_still_scene_are_estimated_together(clean: Pixels, frames: i
 
 
 def test_frames_narrower_than_a_block_are_estimated_together(clean: Pixels) -> None:
-    scene = np.repeat(clean[:, :24, :31, :1], 9, axis=0)
+    scene = np.repeat(clean[:, :96, :31, :1], 9, axis=0)
     assert zs_fit.denoise(noisy_of(scene, "gauss:25"), preset="fast", seed=0, device=CPU, on_step=quiet).window > 1
 
 

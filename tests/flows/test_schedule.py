@@ -231,6 +231,22 @@ def test_the_form_does_what_the_command_line_does_and_overlaps_are_cancelled(
     assert deployment["schedules"][0]["schedule"]["cron"] == "0 2 1 1 *"
 
 
+def test_the_server_schedules_the_runs(denoise_server: RealServer, tmp_path: Path, photo: np.ndarray) -> None:
+    """Its scheduler fails in its own log alone, as it does on SQLAlchemy 2.1."""
+    images = write_images(tmp_path / "in", photo)
+    command = ("serve", images, tmp_path / "out", "--every", "6h", "--timezone", "UTC", "--name", "kept")
+    with service(tmp_path / "said", *command, **denoise_server.here) as serving:
+        serving.wait_for(WORDS)
+        deployment = httpx.get(f"{denoise_server.url}/deployments/name/denoise-directory/kept").json()
+        asked = {"deployments": {"id": {"any_": [deployment["id"]]}}}
+        until = time.monotonic() + 120
+        while not (runs := httpx.post(f"{denoise_server.url}/flow_runs/filter", json=asked).json()):
+            assert time.monotonic() < until
+            time.sleep(0.5)
+        assert all(run["auto_scheduled"] for run in runs)
+        assert serving.end() == 0
+
+
 @pytest.mark.slow
 def test_missed_runs_are_made_up_for_by_one(denoise_server: RealServer, tmp_path: Path, photo: np.ndarray) -> None:
     """Three runs whose time came while nobody served: they are cancelled, with the reason, and one does their work."""

@@ -18,6 +18,7 @@ from typing import Any
 from flows import running
 from flows.errors import StartError
 from flows.server_process import ServerProcess
+from flows.server_watch import watched
 
 _embedded_addresses: set[str] = set()
 
@@ -90,7 +91,8 @@ def connected() -> Iterator[Server]:
     prepare_environment()
     with real_server() as real:
         if real is not None:
-            yield real
+            with watched(real.url):
+                yield real
             return
     from prefect.settings import PREFECT_API_URL, temporary_settings
 

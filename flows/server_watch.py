@@ -1,0 +1,55 @@
+"""What becomes of a run whose Prefect server goes away: Prefect's calls would each wait for a minute, one after another."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOST_SECONDS = 180.0
+_TOLD_SECONDS = 20.0
+_POLL_SECONDS = 5.0
+ENDED = 1
+
+
+@contextmanager
+def watched(url: str) -> Iterator[None]:
+    """While inside, a server that has not answered for `LOST_SECONDS` ends the process, with a sentence.
+
+    Nothing is lost by that: what is done is in the ledger, and the same command goes on. Waiting for a server that
+    restarts is Prefect's business.
+    """
+    leaving = threading.Event()
+    watching = threading.Thread(target=_watch, args=(url, leaving), name="server-watch", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        leaving.set()
+        watching.join()
+
+
+def _watch(url: str, leaving: threading.Event) -> None:
+    import httpx
+
+    answered, told = time.monotonic(), False
+    with httpx.Client(timeout=_POLL_SECONDS, trust_env=False) as client:
+        while not leaving.wait(_POLL_SECONDS):
+            try:
+                client.get(f"{url}/health")  # whatever it answers, it is there
+                answered, told = time.monotonic(), False
+                continue
+            except httpx.HTTPError:
+                silent = time.monotonic() - answered
+            if silent > LOST_SECONDS and not leaving.is_set():
+                _say(f"the Prefect server {url} is lost; the same command goes on where this one stopped")
+                os._exit(ENDED)
+            if silent > _TOLD_SECONDS and not told:
+                told = True
+                _say(f"the Prefect server {url} does not answer; waiting for it {LOST_SECONDS:.0f} s at most")
+
+
+def _say(sentence: str) -> None:
+    os.write(2, f"denoise: {sentence}\n".encode())

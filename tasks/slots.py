@@ -7,7 +7,6 @@ a real Prefect server, is seen in its UI, and holds where the lock files do not:
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import tempfile
@@ -27,8 +26,6 @@ from tasks.faults import stop_if_interrupted
 from tasks.settings import Settings
 
 _POLL_SECONDS = 0.2
-
-log = logging.getLogger("tasks")
 
 
 def limit_name(device: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from prefect import flow, get_run_logger, tags, task
+from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment
@@ -32,7 +32,7 @@ from flows.config import DOWNLOAD, MOST_SLOTS, OnExisting, Preset, RunConfig, Sc
 from flows.console import duration
 from flows.engine import Deaths, Engine, EngineLost, Threads, WorkerDied, opened
 from flows.errors import OutputBusy, StartError
-from flows.progress import Summary, Watch, announce, introduce, publish, tags_of
+from flows.progress import Summary, Watch, announce, introduce, publish, untagged_tasks
 from flows.server import reports_to_real_server
 from style_core.errors import StyleError
 from tasks import failures, ledger, table
@@ -117,7 +117,7 @@ def run_into(config: RunConfig, *, page: bool = True) -> State[Any]:
         remove_stale_temporaries(output)
         settings = _resolve(config, output, engine)
         log = settings.run_folder / "log.txt"
-        with logging_to(log), showing_life(settings), tags(*tags_of(config, settings.device.name)):
+        with logging_to(log), showing_life(settings), untagged_tasks():
             return _run(config, settings, engine, started, page=page)
 
 
@@ -203,7 +203,6 @@ def _work_through(
     """Work through the chunks, as many at a time as the engine has room for, and say how far it is; what failed some."""
     if not chunks:
         return []
-    runner = process_chunk.with_options(tags=[settings.method, settings.device.name])
     left = list(enumerate(chunks, start=1))[::-1]
     in_work: dict[Any, int] = {}
     faults: list[BaseException] = []
@@ -216,7 +215,7 @@ def _work_through(
                 number, sources = left.pop()
                 deaths.begins(number, sources)
                 chunk = {"sources": sources, "settings": settings, "number": number, "of": len(chunks)}
-                in_work[engine.submit(runner, chunk)] = number
+                in_work[engine.submit(process_chunk, chunk)] = number
             if interrupt.is_set() and not stopped:
                 stopped = True
                 left.clear()

@@ -7,7 +7,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -19,7 +19,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.orchestration import get_client
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TagsContext
 
 from flows.compare_config import CompareConfig
 from flows.config import RunConfig
@@ -159,8 +159,17 @@ class Watch:
 
 
 def tags_of(config: RunConfig | CompareConfig, device: str) -> tuple[str, ...]:
-    """What the runs of a flow and of its tasks are found by in the Prefect UI: method, noise, device and host."""
+    """What a flow run is found by in the Prefect UI: method, noise, device and host."""
     return (*config.tags, device, f"host:{socket.gethostname()}", "denoise-flows")
+
+
+def untagged_tasks() -> AbstractContextManager[object]:
+    """Around what a flow does: its task runs get none of its tags.
+
+    For every task run with tags Prefect asks the server for a slot of each tag, and once more to give it back; where the
+    server is busy with a write, its client sleeps 2 s and more, in which no image goes on.
+    """
+    return TagsContext(current_tags=set())
 
 
 def introduce(config: RunConfig | CompareConfig, device: str, *, images: int, left: int) -> None:

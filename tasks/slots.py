@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from tasks.faults import stop_if_interrupted
 from tasks.settings import Settings
 
 _POLL_SECONDS = 0.2
+_released = threading.Condition()
+"""A slot of this process became free: its next holder in this process need not wait for the next look at the lock files."""
 
 
 def limit_name(device: str) -> str:
@@ -75,8 +78,10 @@ def _locked(devices: tuple[Device, ...], slots: int) -> Iterator[Device]:
         with activity.waiting(f"a slot of {names}: all {len(locks)} are taken by other fits"):
             while held is None:
                 stop_if_interrupted()
-                time.sleep(_POLL_SECONDS)
-                held = _try_each(locks)
+                with _released:
+                    held = _try_each(locks)
+                    if held is None:
+                        _released.wait(_POLL_SECONDS)
     device, lock = held
     try:
         yield device
@@ -85,7 +90,9 @@ def _locked(devices: tuple[Device, ...], slots: int) -> Iterator[Device]:
             import torch
 
             torch.cuda.empty_cache()  # what torch keeps for later, the slot's next holder needs now
-        lock.release()
+        with _released:
+            lock.release()
+            _released.notify_all()
 
 
 def _locks(devices: Iterable[Device], number: int) -> list[tuple[Device, FileLock]]:

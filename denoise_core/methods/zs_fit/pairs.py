@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import t
+from scipy.special import stdtrit
 from torch import Tensor
 
 from denoise_core.methods.turns import turn
@@ -87,7 +87,7 @@ def wins(one: Tensor, other: Tensor) -> bool:
     gain = (other - one).double()
     if gain.numel() < 2:
         return False
-    margin = float(t.ppf(0.95, gain.numel() - 1)) * float(gain.std()) / math.sqrt(gain.numel())
+    margin = float(stdtrit(gain.numel() - 1, 0.95)) * float(gain.std()) / math.sqrt(gain.numel())
     return float(gain.mean()) > margin
 
 

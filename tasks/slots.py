@@ -7,14 +7,15 @@ a real Prefect server, is seen in its UI, and holds where the lock files do not:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +27,9 @@ from tasks.admission import admitted
 from tasks.faults import stop_if_interrupted
 from tasks.settings import Settings
 
-_POLL_SECONDS = 0.2
-_released = threading.Condition()
-"""A slot of this process became free: its next holder in this process need not wait for the next look at the lock files."""
+_POLL_SECONDS = 0.05
+_TURN_SECONDS = 10.0
+"""So long a process keeps a slot, and its place in the server's limit, from one fit to the next; then others have a chance."""
 
 
 def limit_name(device: str) -> str:
@@ -53,46 +54,104 @@ class Slot(NamedTuple):
     waited: float
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A slot that this process holds: which, since when, and what is to be given back, the server's limit first."""
+
+    device: Device
+    number: int
+    since: float
+    guards: ExitStack
+
+    def suits(self, settings: Settings) -> bool:
+        """Whether a run with these settings may have it."""
+        return self.device in settings.devices and self.number < settings.slots
+
+
+_hands = threading.Condition()
+_waiting: list[Settings] = []  # of this process's fits, one for each that waits
+_offered: list[_Held] = []  # handed on within this process, and not yet taken
+
+
 @contextmanager
 def hold_slot(settings: Settings) -> Iterator[Slot]:
     """Hold a slot of one of the run's devices.
 
     The lock file comes first: it says which device's limit to ask for, and whoever waits for it need not ask the server again
-    and again. All take them in this order, so that no two wait for each other.
+    and again. All take them in this order, so that no two wait for each other. A fit of this process that waits gets both
+    from the one before it, for some seconds in a row.
     """
     started = time.perf_counter()
-    with _locked(settings.devices, settings.slots) as device:
-        limit = limit_name(device.name) if settings.has_limits else None
-        with admitted(limit):
-            there = replace(settings, device=device, other_devices=())
-            yield Slot(there, time.perf_counter() - started)
-
-
-@contextmanager
-def _locked(devices: tuple[Device, ...], slots: int) -> Iterator[Device]:
-    """Hold one of the lock files of a device, numbered from 0; the least used device first."""
-    locks = [(device, lock) for number in range(slots) for device, lock in _locks(devices, number)]
-    held = _try_each(locks)
-    if held is None:
-        names = " and ".join(device.name for device in devices)
-        with activity.waiting(f"a slot of {names}: all {len(locks)} are taken by other fits"):
-            while held is None:
-                stop_if_interrupted()
-                with _released:
-                    held = _try_each(locks)
-                    if held is None:
-                        _released.wait(_POLL_SECONDS)
-    device, lock = held
+    held = _taken(settings)
     try:
-        yield device
+        yield Slot(replace(settings, device=held.device, other_devices=()), time.perf_counter() - started)
     finally:
-        if device.name != "cpu":
-            import torch
+        _hand_on(held)
 
-            torch.cuda.empty_cache()  # what torch keeps for later, the slot's next holder needs now
-        with _released:
-            lock.release()
-            _released.notify_all()
+
+def _taken(settings: Settings) -> _Held:
+    """A slot, once one is free."""
+    held = _acquired(settings)
+    if held is not None:
+        return held
+    names = " and ".join(device.name for device in settings.devices)
+    with activity.waiting(f"a slot of {names}: all {settings.slots * len(settings.devices)} are taken by other fits"):
+        with _hands:
+            _waiting.append(settings)
+        try:
+            while True:
+                stop_if_interrupted()
+                with _hands:
+                    offer = next((one for one in _offered if one.suits(settings)), None)
+                    if offer is None:
+                        _hands.wait(_POLL_SECONDS)
+                        offer = next((one for one in _offered if one.suits(settings)), None)
+                    if offer is not None:
+                        _offered.remove(offer)
+                        return offer
+                held = _acquired(settings)
+                if held is not None:
+                    return held
+        finally:
+            with _hands:
+                _waiting.remove(settings)
+                unwanted = [one for one in _offered if not any(map(one.suits, _waiting))]
+                for one in unwanted:
+                    _offered.remove(one)
+            for one in unwanted:
+                one.guards.close()
+
+
+def _acquired(settings: Settings) -> _Held | None:
+    """A slot that nobody holds, the least used device first, with its place in the server's limit; None where none is free."""
+    for number in range(settings.slots):
+        for device, lock in _locks(settings.devices, number):
+            with ExitStack() as guards:
+                try:
+                    guards.enter_context(lock.acquire(blocking=False))
+                except Timeout:
+                    continue
+                guards.enter_context(admitted(limit_name(device.name) if settings.has_limits else None))
+                return _Held(device, number, time.monotonic(), guards.pop_all())
+    return None
+
+
+def _hand_on(held: _Held) -> None:
+    """To a fit of this process that waits, while this turn lasts; else to whoever comes first."""
+    if held.device.name != "cpu":
+        import torch
+
+        torch.cuda.empty_cache()  # what torch keeps for later, the slot's next holder needs now
+    with _hands:
+        lasts = time.monotonic() - held.since < _TURN_SECONDS
+        if lasts and sum(map(held.suits, _waiting)) > len(_offered):
+            _offered.append(held)
+            _hands.notify_all()
+            return
+    held.guards.close()
+    if lasts:
+        with _hands:
+            _hands.notify_all()
 
 
 def _locks(devices: Iterable[Device], number: int) -> list[tuple[Device, FileLock]]:
@@ -109,22 +168,11 @@ def identity(device: str) -> str:
     return f"gpu-{torch.cuda.get_device_properties(device).uuid}"
 
 
-def _try_each(locks: list[tuple[Device, FileLock]]) -> tuple[Device, FileLock] | None:
-    for device, lock in locks:
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            continue
-        return device, lock
-    return None
-
-
 def free_slots(device: Device, slots: int) -> int:
     """How many of a device's slots on this machine nobody holds at this moment."""
     free = 0
     for number in range(slots):
-        held = _try_each(_locks([device], number))
-        if held is not None:
-            held[1].release()
+        ((_, lock),) = _locks([device], number)
+        with contextlib.suppress(Timeout), lock.acquire(blocking=False):
             free += 1
     return free

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,19 +24,26 @@ from denoise_core.errors import DenoiseError
 from tasks import activity
 from tasks.faults import Interrupted, interrupt
 from tasks.settings import Settings
-from tasks.slots import free_slots, hold_slot
+from tasks.slots import free_slots, hold_slot, limit_name
 
 HOLDER = """
-import sys, time
-import tasks.slots
-from denoise_core import device
-from denoise_core.device import Device
-from denoise_core.errors import DenoiseError
-from tasks.slots import _locked
-with _locked((Device(sys.argv[1], "float32", 1, "test"),), int(sys.argv[2])):
+import pickle, sys, time
+from tasks.slots import hold_slot
+with hold_slot(pickle.loads(bytes.fromhex(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+@contextmanager
+def another_process(settings: Settings) -> Iterator[subprocess.Popen[str]]:
+    """One that waits for a slot, says so when it has it, and keeps it."""
+    command = [sys.executable, "-c", HOLDER, pickle.dumps(settings).hex()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ.copy()) as holder:
+        try:
+            yield holder
+        finally:
+            holder.kill()
 
 
 @pytest.fixture
@@ -71,11 +82,8 @@ def test_no_more_threads_hold_it_than_there_are_slots(settings: Settings, slots:
 
 def test_a_killed_holder_frees_its_slot(settings: Settings) -> None:
     one = replace(settings, slots=1)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, "cpu", "1"], stdout=subprocess.PIPE, text=True, env=os.environ.copy()
-    )
-    assert holder.stdout is not None
-    try:
+    with another_process(one) as holder:
+        assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         assert free_slots(settings.device, 1) == 0
         entered = threading.Event()
@@ -93,10 +101,6 @@ def test_a_killed_holder_frees_its_slot(settings: Settings) -> None:
         holder.send_signal(signal.SIGKILL)
         waiter.join(30)
         assert entered.is_set()
-    finally:
-        holder.kill()
-        holder.wait()
-        holder.stdout.close()
     assert free_slots(settings.device, 1) == 1
 
 
@@ -120,6 +124,90 @@ def test_waiting_ends_with_an_interrupt(settings: Settings) -> None:
         finally:
             interrupt.clear()
         assert len(raised) == 1
+
+
+def test_a_process_hands_its_slot_on_without_asking_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While its turn lasts: one lease of the server's limit serves all fits that wait here; all is given back at the end."""
+    asked: list[str | None] = []
+
+    @contextmanager
+    def admitted(limit: str | None) -> Iterator[None]:
+        asked.append(limit)
+        yield
+        asked.append(None)
+
+    monkeypatch.setattr(tasks.slots, "admitted", admitted)
+    one = replace(settings, slots=1, has_limits=True)
+    done: list[int] = []
+
+    def fit(number: int) -> None:
+        with hold_slot(one):
+            while number == 0 and len(tasks.slots._waiting) < 5:
+                time.sleep(0.01)
+            done.append(number)
+
+    threads = [threading.Thread(target=fit, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+        while not asked:
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join(30)
+    assert sorted(done) == list(range(6))
+    assert asked == [limit_name("cpu"), None]
+    assert free_slots(settings.device, 1) == 1
+
+
+def test_a_busy_process_lets_another_have_its_turn(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks.slots, "_TURN_SECONDS", 0.3)
+    one = replace(settings, slots=1)
+    ended = threading.Event()
+
+    def fit_without_end() -> None:
+        while not ended.is_set():
+            with hold_slot(one):
+                time.sleep(0.02)
+            time.sleep(0.01)
+
+    threads = [threading.Thread(target=fit_without_end) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        with another_process(one) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(30)
+    assert free_slots(settings.device, 1) == 1
+
+
+def test_who_stops_waiting_leaves_no_slot_behind(settings: Settings) -> None:
+    """The slot was offered to a fit that ended by an interrupt in that moment."""
+    one = replace(settings, slots=1)
+    holding, may_end = threading.Event(), threading.Event()
+
+    def fit() -> None:
+        with contextlib.suppress(Interrupted), hold_slot(one):
+            holding.set()
+            may_end.wait(30)
+
+    threads = [threading.Thread(target=fit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    holding.wait(30)
+    try:
+        while len(tasks.slots._waiting) < 3:
+            time.sleep(0.01)
+        interrupt.set()
+        may_end.set()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        interrupt.clear()
+    assert not tasks.slots._offered
+    assert free_slots(settings.device, 1) == 1
 
 
 def test_each_fit_has_a_device_of_its_own(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,7 @@ class ServerProcess:
                 stderr=self._said,
                 pass_fds=[listening.fileno()],
                 start_new_session=True,
+                umask=0o077,  # its database has paths, parameters and logs: its owner's alone, in any folder
                 env={**self._environment, "PREFECT__SERVER_FINAL": "1"},
             )
 

@@ -228,7 +228,7 @@ def _folder_held(folder: Path) -> Iterator[None]:
             pass
     except OSError as error:
         raise StartError(f"--folder: {folder} cannot be written to: {error.strerror}") from None
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / ".lock", mode=0o600)
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -1,4 +1,7 @@
-"""The log files of a run, in its folder."""
+"""What a run logs: its files, in its folder, and what of Prefect's own is left out.
+
+flows/logging.yml imports this while Prefect is imported: nothing of Prefect may be imported here.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NAMES = ("tasks", "denoise_core", "prefect.flow_runs", "prefect.task_runs", "distributed")
+
+
+class Unusual(logging.Filter):
+    """Leaves out what Prefect says at the end of every task run that went well: one or more lines an image."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is worth a line."""
+        routine = record.name == "prefect.task_runs" and record.levelno == logging.INFO
+        return not (routine and record.getMessage().startswith("Finished in state Completed"))
 
 
 class _Log(logging.FileHandler):
@@ -28,6 +40,7 @@ def logging_to(path: Path) -> Iterator[None]:
     """While inside, what this process logs, tracebacks included, goes to a file as well."""
     handler = _Log(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(Unusual())
     for name in _NAMES:
         logging.getLogger(name).addHandler(handler)
     logging.getLogger("tasks").setLevel(logging.DEBUG)

@@ -40,6 +40,8 @@ def test_it_is_set_up_for_this_work(denoise_server: RealServer) -> None:
     assert set(settings["services"]["db_vacuum"]["enabled"]) == {"events", "flow_runs"}
     assert settings["analytics_enabled"] is False
     assert (folder / "server" / "prefect.db").is_file()
+    files = [folder / "server" / ".lock", *(folder / "server").glob("prefect.db*")]
+    assert [path.name for path in files if path.stat().st_mode & 0o077] == [], "its owner's alone"
     assert httpx.get(url.removesuffix("/api")).status_code == 200, "the UI"
     assert httpx.get(f"{url.removesuffix('/api')}/ui-settings").json()["api_url"] == "/api"
     host, port = url.removeprefix("http://").removesuffix("/api").split(":")

@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from flows.memory import share_one_arena
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
@@ -39,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from tasks.faults import Interrupted, sentence
 
     _open_standard_streams()
+    share_one_arena()
     try:
         options = vars(_parser().parse_args(arguments))
         command: Callable[[dict[str, Any]], int] = options.pop("command")

@@ -32,6 +32,7 @@ from flows.config import DOWNLOAD, MOST_SLOTS, OnExisting, Preset, RunConfig, Sc
 from flows.console import duration
 from flows.engine import Deaths, Engine, EngineLost, Threads, WorkerDied, opened
 from flows.errors import OutputBusy, StartError
+from flows.memory import share_one_arena
 from flows.progress import Summary, Watch, announce, introduce, publish, untagged_tasks
 from flows.server import reports_to_real_server
 from style_core.errors import StyleError
@@ -110,6 +111,7 @@ def _checked(config: RunConfig) -> State[Any]:
 def run_into(config: RunConfig, *, page: bool = True) -> State[Any]:
     """The run, inside a flow, of a configuration that was checked; with ``report.html``, or without."""
     started = time.perf_counter()
+    share_one_arena()  # a scheduled run has no command line
     output = config.output.resolve()
     with only_run(output), ending_gently(), opened(config) as engine:
         for earlier in ledger.run_folders(output):

@@ -1,0 +1,43 @@
+"""Memory that threads freed does not pile up in arenas of their own."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import ctypes, re, sys, threading
+from flows.memory import share_one_arena
+if sys.argv[1] == "one":
+    share_one_arena()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+together = threading.Barrier(4)
+def allocate():
+    together.wait()
+    for block in [libc.malloc(50_000) for _ in range(200)]:
+        libc.free(block)
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.fdopen.restype, libc.fdopen.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_char_p]
+libc.malloc_info.argtypes, libc.fflush.argtypes = [ctypes.c_int, ctypes.c_void_p], [ctypes.c_void_p]
+out = libc.fdopen(1, b"w")
+libc.malloc_info(0, out)
+libc.fflush(out)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_threads_share_one_arena() -> None:
+    def arenas(how: str) -> int:
+        command = [sys.executable, "-c", COUNT, how]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.count("<heap nr=")
+
+    assert arenas("as it is") > 1
+    assert arenas("one") == 1

@@ -62,7 +62,8 @@ class Image:
 
     `pixels` has the axes and shape that `Header` tells of, in native byte order and the file's own values; `alpha` is
     None or of the same dtype, (..., H, W) without a last axis of samples. `notes` are short phrases for what the encoded
-    file will not carry. `carried` belongs to the container's encoder: everything of the source that has to come back.
+    file will not carry, or what was taken for what. `carried` belongs to the container's encoder: everything of the source
+    that has to come back.
     """
 
     container: str

@@ -59,6 +59,7 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
         dtype=header.dtype,
         pixels=np.ascontiguousarray(pixels),
         alpha=alpha,
+        notes=layout.notes,
         carried=Carried(data, series, segments),
     )
 

@@ -55,6 +55,7 @@ class Layout:
     height: int
     samples: int
     colours: int  # samples but an alpha: 1, 3 or the 4 inks of CMYK, or the channels of what has no colours
+    notes: tuple[str, ...]
     grey: bool
     dtype: np.dtype[Any]  # in the file's byte order
     compression: int
@@ -148,6 +149,7 @@ def read_layout(source: Source, directory: Directory) -> Layout:
     if _one(find(_DEPTH), 1) != 1:
         raise ImageError("a TIFF of volumes (image depth above 1); planes in directories of their own are supported")
     colours = _colours(samples, photometric, find(_EXTRA_SAMPLES))
+    undeclared = samples > colours and find(_EXTRA_SAMPLES)[-1:] not in ((1,), (2,))
     if samples > 1 and planar not in (1, 2):
         raise ImageError(f"the TIFF is damaged: planar configuration {planar}, which does not exist")
     tiled = _TILE_WIDTH in directory.tags
@@ -167,6 +169,7 @@ def read_layout(source: Source, directory: Directory) -> Layout:
         height=height,
         samples=samples,
         colours=colours,
+        notes=("the sample after the colours, of no declared meaning, is taken for alpha and stays",) * undeclared,
         grey=photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK),
         dtype=dtype,
         compression=compression,

@@ -25,13 +25,13 @@ def tags(data: bytes) -> dict[str, Any]:
         return {**found, "order": tif.byteorder, "big": tif.is_bigtiff, "tiled": page.is_tiled}
 
 
-def check(data: bytes, source: np.ndarray, tmp_path: Path, colours: int = 0) -> bytes:
+def check(data: bytes, source: np.ndarray, tmp_path: Path, colours: int = 0, notes: int = 0) -> bytes:
     """Read, write other pixels, and read those back by tifffile; returns what was written."""
     image = images.decode(data, max_pixels=LIMIT)
     expected = source[..., :colours] if colours else source
     assert np.array_equal(image.pixels, expected)
     assert image.pixels.dtype.isnative
-    assert image.notes == ()
+    assert len(image.notes) == notes
     path = tmp_path / "a.tif"
     path.write_bytes(data)
     assert images.read_header(path, max_pixels=LIMIT) == image.header
@@ -106,7 +106,8 @@ def test_alpha_is_kept(tmp_path: Path, dtype: str, planar: str, extra: str) -> N
         extrasamples=[extra],
         compression="zlib",
     )
-    check(data, source, tmp_path, colours=3)
+    check(data, source, tmp_path, colours=3, notes=extra == "unspecified")
+    assert all("of no declared meaning" in note for note in images.decode(data, max_pixels=LIMIT).notes)
 
 
 def test_white_is_zero_stays_so(tmp_path: Path) -> None:

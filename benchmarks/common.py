@@ -11,6 +11,7 @@ import json
 import math
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -187,11 +188,18 @@ def machine() -> dict[str, Any]:
     }
 
 
+def commit() -> str:
+    """What code was measured, as git tells it; `-dirty` where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=9"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
 def write(name: str, document: dict[str, Any]) -> Path:
     """Keep a command's results as RESULTS/name.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), **document}, indent=1), encoding="utf-8")
+    path.write_text(json.dumps({"machine": machine(), "commit": commit(), **document}, indent=1), encoding="utf-8")
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import platform
 import signal
 import threading
@@ -186,6 +187,8 @@ def _prepared(config: RunConfig, settings: Settings, found: Scan, engine: Engine
     scope, why = scopes.resolve(config, found)
     announce(f"scope {scope}: {why}")
     settings = replace(settings, scope=scope)
+    if lost := scopes.lost_networks(settings, found):
+        announce(lost, logging.WARNING)
     if scope == "directory" and not settings.given_model:
         asked = config.scope is not Scope.AUTO
         settings = scopes.fit_models(

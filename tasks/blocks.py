@@ -29,7 +29,7 @@ from denoise_core.methods.frames import Frames
 from tasks import activity
 from tasks.arrangement import Arrangement, arrange, renamed
 from tasks.denoise import check_size, each_frame, timed, zs_fit
-from tasks.evaluate import FRAMES_LOOKED_AT, Stacks, mean
+from tasks.evaluate import FRAMES_LOOKED_AT, Stacks, mean, noise_levels
 from tasks.faults import SourceChanged, stop_if_interrupted
 from tasks.intensities import Intensities
 from tasks.save import software
@@ -314,8 +314,7 @@ def _tell(work: Work, scales: Sequence[Scale], tallies: Sequence[_Tally]) -> Non
         for t, scale in zip(tallies, scales, strict=True)
     ]
     after = [t.after / t.there if t.there else math.nan for t in tallies]
-    sigmas = _means([t.sigmas for t in tallies])
-    levels = None if sigmas is None else [s * scale.width for s, scale in zip(sigmas, scales, strict=True)]
+    levels = noise_levels(work, before, lambda: _means([t.sigmas for t in tallies]))
     fill(
         work.row,
         clipped_fraction=mean([share for t in tallies for share in t.clipped]),

@@ -126,6 +126,7 @@ def zs_fit(work: Work, settings: Settings, stacks: Sequence[Stack], put: PutPlan
         )
         for number, stack in enumerate(stacks)
     ]
+    work.noise_levels = {number: [result.noise] for number, result in enumerate(results) if result.noise is not None}
     for remark in dict.fromkeys(result.remark for result in results if result.remark is not None):
         work.remark(remark)
     scope = settings.scope
@@ -178,6 +179,8 @@ def each_frame(work: Work, settings: Settings, planes: Iterable[np.ndarray], put
             on_step=functools.partial(_tell, work, number, number_of_planes),
         )
         put([number], result.pixels[None])
+        if result.noise is not None:
+            work.noise_levels.setdefault(number // arrangement.frames, []).append(result.noise)
         steps, restarts = steps + result.steps, restarts + result.restarts
         fit_seconds, denoise_seconds = fit_seconds + result.fit_seconds, denoise_seconds + result.denoise_seconds
     fill(

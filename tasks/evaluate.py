@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +39,7 @@ def _evaluate(work: Work) -> None:
     work.pixels = intensities.arrangement.back(pixels)
     stacks = Stacks(intensities)
     before, after = stacks.means(work.noisy), stacks.means(pixels, of_file=True)
-    sigmas = stacks.each(diagnostics.sigma_estimate, work.noisy)
-    levels = None if sigmas is None else [s * scale.width for s, scale in zip(sigmas, intensities.scales, strict=True)]
+    levels = noise_levels(work, before, functools.partial(stacks.each, diagnostics.sigma_estimate, work.noisy))
     fill(
         work.row,
         clipped_fraction=clipped,
@@ -53,6 +52,23 @@ def _evaluate(work: Work) -> None:
     if work.clean is not None:
         _score(work, pixels, stacks)
     work.clean = work.noisy = work.denoised = None
+
+
+def noise_levels(work: Work, before: Sequence[float], measured: Callable[[], list[float] | None]) -> list[float] | None:
+    """The noise's standard deviation in each stack, of means `before`, in the file's intensities.
+
+    As the method found it, at the mean; where it did not look, as `measured` on the unit scale, if that is known.
+    """
+    assert work.intensities is not None
+    scales = work.intensities.scales
+    if len(work.noise_levels) == len(scales):
+        pairs = zip(before, scales, strict=True)
+        means = [(value - scale.low) / scale.width for value, scale in pairs]
+        found = [[level.sigma(means[n]) for level in work.noise_levels[n]] for n in range(len(scales))]
+        sigmas: list[float] | None = [sum(values) / len(values) for values in found]
+    else:
+        sigmas = measured()
+    return None if sigmas is None else [sigma * scale.width for sigma, scale in zip(sigmas, scales, strict=True)]
 
 
 def _score(work: Work, pixels: np.ndarray, stacks: Stacks) -> None:

@@ -46,10 +46,10 @@ def by_kind(sources: Sequence[Source]) -> dict[int, list[Source]]:
 
 
 def sample_of(sources: Sequence[Source], most: int, seed: int) -> list[Source]:
-    """At most ``most`` of the sources, drawn by the seed and each one's content: the order of the files decides nothing."""
+    """At most ``most`` of the sources, drawn by the seed and each one's content: names and order of the files decide nothing."""
 
-    def draw(source: Source) -> str:
-        return hashlib.sha256(f"{seed}\0{source.sha256}\0{source.name}".encode("utf-8", "surrogateescape")).hexdigest()
+    def draw(source: Source) -> tuple[str, str]:
+        return hashlib.sha256(f"{seed}\0{source.sha256}".encode()).hexdigest(), source.name
 
     return sorted(sources, key=draw)[:most]
 

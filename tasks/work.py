@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from tasks.faults import SourceChanged, is_machine_fault, sentence, stop_if_inte
 from tasks.intensities import Intensities
 from tasks.settings import Settings
 from tasks.table import FAILED, Row, fill, text
+
+if TYPE_CHECKING:
+    from denoise_core.methods.zs_fit.noise_level import NoiseLevel
 
 log = logging.getLogger("tasks")
 
@@ -62,6 +65,9 @@ class Work:
             None  # (F, H, W, 1) bool: the pixels that added noise hit, where it hits some only
         )
         self.denoised: np.ndarray | None = None
+        self.noise_levels: dict[
+            int, list[NoiseLevel]
+        ] = {}  # by stack, on the unit scale: what the method took the noise for
         self.noisy_is_source = True  # and has no noise added, nor anything else
         self.pixels: np.ndarray | None = None  # what is written: shape and data type of the file, without alpha
         self.seconds = 0.0
@@ -111,6 +117,7 @@ class Work:
 
     def release(self) -> None:
         """Let go of the pixels."""
+        self.noise_levels = {}
         self.image = self.intensities = self.clean = self.noisy = self.mask = self.denoised = self.pixels = None
 
 

@@ -19,6 +19,7 @@ from denoise_core.errors import DenoiseError
 
 if TYPE_CHECKING:
     from denoise_core.methods.zs_fit import Result
+    from denoise_core.methods.zs_fit.noise_level import NoiseLevel
 
 Pixels = npt.NDArray[np.float32]
 
@@ -39,7 +40,8 @@ OnStep = Callable[[Step], None]
 class Denoised:
     """A denoised image, `pixels` shaped and scaled as the noisy one and not clamped, and what it took.
 
-    `final_loss` is the loss of the fit's last step; `restarts` counts fits that were thrown away.
+    `final_loss` is the loss of the fit's last step; `restarts` counts fits that were thrown away; `noise` is what the method
+    took the noise for, on the image's scale, if it looked.
     """
 
     pixels: Pixels
@@ -48,6 +50,7 @@ class Denoised:
     fit_seconds: float
     denoise_seconds: float
     restarts: int
+    noise: NoiseLevel | None = None
 
 
 class MethodMissing(DenoiseError):
@@ -136,9 +139,8 @@ def _as_stack(noisy: Pixels) -> Pixels:
 
 
 def _as_image(noisy: Pixels, found: Result) -> Denoised:
-    return Denoised(
-        found.pixels.reshape(noisy.shape), found.steps, None, found.fit_seconds, found.denoise_seconds, found.restarts
-    )
+    pixels = found.pixels.reshape(noisy.shape)
+    return Denoised(pixels, found.steps, None, found.fit_seconds, found.denoise_seconds, found.restarts, found.noise)
 
 
 def _classical(method: str) -> _Denoise:

@@ -30,7 +30,15 @@ from denoise_core.methods.zs_fit.network import (
     unpack,
 )
 from denoise_core.methods.zs_fit.noise_level import NoiseLevel, Stabiliser
-from denoise_core.methods.zs_fit.pairs import ALPHA, JUDGED, TARGET_VARIANCE, Pair, held_out_errors, recorrupt
+from denoise_core.methods.zs_fit.pairs import (
+    ALPHA,
+    JUDGED,
+    TARGET_VARIANCE,
+    Pair,
+    held_out_errors,
+    independent,
+    recorrupt,
+)
 from denoise_core.methods.zs_fit.prepared import Prepared, noise_of_frames, prepare
 
 CPU = Device("cpu", "bfloat16", 1, "for the tests")
@@ -254,6 +262,29 @@ def test_the_target_judges_as_the_clean_image_would(clean: Pixels) -> None:
         assert found == pytest.approx(true, abs=0.35), (
             "12,288 values whose squares have a standard deviation of about 8"
         )
+
+
+@pytest.mark.parametrize("variance", [0.8, 1.0, 1.25])
+def test_the_target_is_independent_where_the_noise_level_was_off(clean: Pixels, variance: float) -> None:
+    """Of an image that the estimate finds well, its own noise shows: source and target share none of it."""
+    x = torch.from_numpy(np.tile(clean[0], (2, 2, 1)).transpose(2, 0, 1) * np.float32(10))[None]
+    generator = torch.Generator().manual_seed(0)
+    z = x + math.sqrt(variance) * torch.randn(x.shape, generator=generator)
+    again = torch.randn(z.shape, generator=generator)
+    (found,) = recorrupt(z, torch.ones(1, 1, 256, 256), again, lambda y: y, [0])
+    (pair,) = independent([replace(found, estimate=x[0] + 0.01 * (found.source - x[0]))])
+    shared = float(((pair.source - x[0]) * (pair.target - x[0])).mean())
+    assert abs(shared) < 0.06
+    # An estimate that follows the noise itself says nothing of it.
+    assert torch.equal(independent([found])[0].target, found.target)
+
+
+def test_copies_of_a_window_are_one_judgement(clean: Pixels) -> None:
+    pairs = [replace(pair_of(clean, seed), place=(0, 0, place)) for seed, place in ((0, 0), (1, 0), (2, 7))]
+    errors = zs_fit._held_out(pairs, None, CPU, lambda: None)
+    assert len(errors) == 2 * 128 // 32
+    both = torch.stack([held_out_errors(pair, pair.estimate) for pair in pairs[:2]]).mean(dim=0)
+    assert torch.equal(errors[:4], both)
 
 
 # --- the fit ---
@@ -597,9 +628,38 @@ def test_fits_and_judgements_share_no_row(photo: np.ndarray) -> None:
     assert len(fitted | judged) == 512
 
 
+def letters() -> Pixels:
+    """(1, 128, 128, 1): strokes one pixel wide, which the non-local estimate blurs."""
+    rng = np.random.default_rng(1)
+    image = np.full((128, 128), 0.9, np.float32)
+    for top in range(2, 118, 12):
+        for left in range(2, 120, 7):
+            image[top : top + 9, left : left + 5][rng.random((9, 5)) < 0.45] = 0.1
+    return image[None, ..., None]
+
+
+def test_a_network_is_used_where_it_wins() -> None:
+    x = letters()
+    y = noisy_of(x, "gauss:20")
+    with_network = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
+    without = zs_fit.estimate_only(y, device=CPU, on_step=quiet)
+    assert (with_network.kept, without.kept) == ("fitted", "estimate")
+    assert psnr(with_network.pixels, x) > psnr(without.pixels, x) + 0.2
+
+
+def test_no_network_is_used_where_the_noise_level_was_off() -> None:
+    """A checkerboard of single pixels, whose noise is found too high: all gain would be noise with the wrong sign."""
+    rows, columns = np.mgrid[:128, :128]
+    x = np.where((rows + columns) % 2, 0.86, 0.08).astype(np.float32)[None, ..., None]
+    y = noisy_of(x, "gauss:25")
+    found = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
+    assert psnr(found.pixels, x) > psnr(zs_fit.estimate_only(y, device=CPU, on_step=quiet).pixels, x) - 0.1
+
+
 def test_thread_count_changes_no_bit_of_the_result(clean: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(application, "PART_VALUES", 1)
-    y = noisy_of(clean, "gauss:25")
+    y = np.tile(noisy_of(clean, "gauss:25"), (1, 2, 1, 1))
+    assert len([*application.parts_of(y.shape, 1, 2)]) == 2
     one, two = (
         zs_fit.denoise(y, preset="fast", seed=0, device=replace(CPU, threads=n), on_step=quiet).pixels for n in (1, 2)
     )

@@ -356,8 +356,11 @@ def _best(
 
 
 def _held_out(pairs: list[Pair], network: Fitted | None, device: Device, check: Callable[[], None]) -> Tensor:
-    """The errors of a network, or of the estimate alone, in blocks of what was kept from the fits, over all pairs."""
-    errors = []
+    """The errors of a network, or of the estimate alone, in blocks of what was kept from the fits, over all windows.
+
+    Copies of a window tell of the same content: their mean is one of its errors, not several.
+    """
+    errors: dict[tuple[int, int, int], list[Tensor]] = {}
     with torch.inference_mode():
         parameters = None
         if network is not None:
@@ -367,8 +370,8 @@ def _held_out(pairs: list[Pair], network: Fitted | None, device: Device, check: 
             check()
             if parameters is not None:
                 result = self_ensemble(parameters, pair.source[None], pair.estimate[None])[0]
-            errors.append(held_out_errors(pair, result))
-    return torch.cat(errors)
+            errors.setdefault(pair.place, []).append(held_out_errors(pair, result))
+    return torch.cat([torch.stack(copies).mean(dim=0) for copies in errors.values()])
 
 
 class _Share:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.special import stdtrit
@@ -21,6 +21,10 @@ ALPHA = 0.5
 TARGET_VARIANCE = 1 + 1 / ALPHA**2  # of the noise in z − n/α
 LEVEL = math.sqrt(1 + ALPHA**2)  # standard deviation of the noise in z + αn
 JUDGED = 4  # the last quarter of a window's rows is kept from all fits, to judge by
+BLOCK = 32  # side of the squares that are judged one by one: what an estimate sees of a pixel's neighbourhood
+# Of a variance that was found after the estimate: how far off it may be, and how much further for each share that passed of
+# the noise; and the share above which it says nothing.
+SURE, PASSED, MOST_PASSED = 0.02, 2.5, 0.25
 
 Estimate = Callable[[Tensor], Tensor]
 """(F, C, H, W) with noise of variance 1 to the non-local estimate of the same shape."""
@@ -32,13 +36,24 @@ class Pair:
 
     `source` is z + αn, `estimate` its non-local estimate, `target` z − n/α. `valid` is 0 where noise was cut off at an end
     of the value range, and is not what `target` needs; else 1. The last `judged` rows are not fitted to; windows stand
-    on a grid of rows, so that no window of any fit has them among its fitted ones.
+    on a grid of rows, so that no window of any fit has them among its fitted ones. Copies of a window have its `place`.
     """
 
     source: Tensor
     estimate: Tensor
     target: Tensor
     valid: Tensor
+    place: tuple[int, int, int] = (0, 0, 0)  # frame, first row and first column in the stack
+
+    @property
+    def noise(self) -> Tensor:
+        """What was added to split the image: (C, H, W), standard normal."""
+        return (self.source - self.target) / (ALPHA + 1 / ALPHA)
+
+    @property
+    def passed(self) -> Tensor:
+        """What the estimate lets pass of the noise that was added, by its mean: (C, H, W)."""
+        return (self.estimate - self.source + ALPHA * self.noise) * self.noise / ALPHA
 
     @property
     def judged(self) -> int:
@@ -56,15 +71,47 @@ class Pair:
         return ((result - self.target)[:, rows].square() * self.valid[:, rows]).mean() / weight
 
 
-def recorrupt(z: Tensor, valid: Tensor, noise: Tensor, estimate: Estimate, frames: Sequence[int]) -> list[Pair]:
+def recorrupt(
+    z: Tensor,
+    valid: Tensor,
+    noise: Tensor,
+    estimate: Estimate,
+    frames: Sequence[int],
+    *,
+    place: tuple[int, int, int] = (0, 0, 0),
+) -> list[Pair]:
     """Pairs of `frames` of z (F, C, H, W), whose `valid` is (F, 1, H, W), by `noise`, standard normal, of z's shape.
 
-    `estimate` sees all frames recorrupted.
+    `estimate` sees all frames recorrupted. z lies at `place` in its stack.
     """
     source = z + ALPHA * noise
     found = estimate(source / LEVEL) * LEVEL
     target = z - noise / ALPHA
-    return [Pair(source[f], found[f], target[f], valid[f]) for f in frames]
+    first, top, left = place
+    return [Pair(source[f], found[f], target[f], valid[f], (first + f, top, left)) for f in frames]
+
+
+def independent(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs of one image with the targets that belong to the variance v that its noise shows once it is denoised.
+
+    Where v is not 1, the noises of source and target are correlated by v − 1, and fits and judgement reward what takes
+    noise over with the wrong sign, or lets it pass. z − v n/α is independent of the source. An estimate that lets the share
+    p of the noise pass leaves v + α² = (E − p (1 + α²)) / (1 − 2 p), where E is the mean square of what it takes away and its
+    own error that of a posterior mean, p times the noise's variance. That is known as well as p is small: p itself is what
+    the result follows of the noise that was added, and only what is beyond `PASSED` times p is acted on.
+    """
+    weight = sum(float(pair.valid.sum()) * len(pair.source) for pair in pairs)
+    if not weight:
+        return list(pairs)
+    taken = sum(float(((pair.estimate - pair.source).square() * pair.valid).sum()) for pair in pairs) / weight
+    passed = max(0.0, sum(float((pair.passed * pair.valid).sum()) for pair in pairs) / weight)
+    if passed >= MOST_PASSED:
+        return list(pairs)
+    variance = (taken - passed * LEVEL**2) / (1 - 2 * passed) - ALPHA**2
+    excess = math.copysign(max(0.0, abs(variance - 1) - SURE - PASSED * passed), variance - 1)
+    return (
+        [replace(pair, target=pair.target - excess / ALPHA * pair.noise) for pair in pairs] if excess else list(pairs)
+    )
 
 
 def held_out_errors(pair: Pair, result: Tensor) -> Tensor:
@@ -76,10 +123,10 @@ def held_out_errors(pair: Pair, result: Tensor) -> Tensor:
     """
     rows = slice(pair.fitted, None)
     errors = ((result - pair.target)[:, rows].square() * pair.valid[:, rows]).mean(dim=0)
-    side = min(pair.judged, errors.shape[1])
-    columns = errors.shape[1] // side * side
-    blocks: Tensor = errors[:, :columns].reshape(len(errors), -1, side).mean(dim=(0, 2))
-    return blocks
+    side = min(BLOCK, *errors.shape)
+    down, across = (length // side for length in errors.shape)
+    blocks: Tensor = errors[: down * side, : across * side].reshape(down, side, across, side).mean(dim=(1, 3))
+    return blocks.flatten()
 
 
 def wins(one: Tensor, other: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from denoise_core.methods.frames import Stack, chosen
 from denoise_core.methods.zs_fit.application import MOST_CHANNELS, estimated, to_tensor
 from denoise_core.methods.zs_fit.channels import least_noise
 from denoise_core.methods.zs_fit.noise_level import NoiseLevel, Stabiliser, by_details, estimate, thinned
-from denoise_core.methods.zs_fit.pairs import ALPHA, Pair, recorrupt, wins
+from denoise_core.methods.zs_fit.pairs import BLOCK, Pair, independent, recorrupt, wins
 
 LEAST_SIDE = 64  # of an image that a network is fitted to
 WINDOW_SIDE = 256
@@ -30,7 +31,6 @@ LEAST_PHOTONS = 3.0  # ... so many photons, read noise included
 FRAMES_LOOKED_AT = 8
 LEAST_LOOKED_AT, DETAILS_OF = 1024, 512  # pixels of frames that tell, and the side of what is looked at in each
 STILL = 0.06  # correlation of neighbouring pixels, above which a difference of frames is more than noise
-BLOCK = 32  # side of the blocks by which frames together are held against frames alone
 SAME_NOISE = 0.85  # of what two frames' noises make together: frames whose difference has less share some of it
 MOST_UNLIKE = 1.6  # between the noise levels of frames that are taken for one stack
 
@@ -92,7 +92,7 @@ class Prepared:
             part = slice(seen.start, seen.stop)
             frames_judged = [frame - seen.start for frame in judged]
             pairs = recorrupt(z[part], valid[part], noise[part], estimate_of, frames_judged)
-            missed = torch.cat([_missed(pair, noise[f], excess) for pair, f in zip(pairs, judged, strict=True)])
+            missed = torch.cat([_missed(pair, excess) for pair in pairs])
             block = min(BLOCK, *missed.shape)
             down, across = (side // block for side in missed.shape)
             blocks = missed[: down * block, : across * block].reshape(down, block, across, block)
@@ -127,9 +127,11 @@ class Prepared:
             z, valid = self._tensors(self.noisy[first : first + window, top : top + tall, left : left + wide])
             for copy in range(copies):
                 noise = torch.randn(z.shape, generator=generator).to(z.device)
-                pairs += recorrupt(z, valid, noise, lambda x: estimated(x, window, check), [frame - first])
+                place = first, top, left
+                estimate_of = functools.partial(estimated, window=window, check=check)
+                pairs += recorrupt(z, valid, noise, estimate_of, [frame - first], place=place)
                 on_step(Step(done * copies + copy + 1, number * copies, None))
-        return pairs
+        return independent(pairs)
 
     def _tensors(self, part: Pixels) -> tuple[Tensor, Tensor]:
         """The stabilised part (F, C, H, W), and its `valid` (F, 1, H, W): see `Pair`."""
@@ -146,15 +148,13 @@ def _share_noise(z: Tensor) -> bool:
     return any(by_details(b - a) < SAME_NOISE * math.hypot(of_a, of_b) for a, b, of_a, of_b in pairs)
 
 
-def _missed(pair: Pair, noise: Tensor, excess: float) -> Tensor:
+def _missed(pair: Pair, excess: float) -> Tensor:
     """The squared error of a pair's estimate to its target, (H, W), as if z's noise had variance 1.
 
     Where it has more, the noises of source and target are correlated, which favours estimates that let noise pass: by twice
-    what they let pass, times the excess. What passes of the noise that was added tells how much that is.
+    what they let pass, times the excess.
     """
-    z = pair.source - ALPHA * noise
-    passed = (pair.estimate - z) * noise / ALPHA
-    return (((pair.estimate - pair.target).square() + 2 * excess * passed) * pair.valid).mean(dim=0)
+    return (((pair.estimate - pair.target).square() + 2 * excess * pair.passed) * pair.valid).mean(dim=0)
 
 
 def _variance_of_still_parts(z: Tensor) -> float:

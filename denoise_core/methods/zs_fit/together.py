@@ -95,6 +95,8 @@ class Batch:
                 while not job.ended:
                     self._advance()
             finally:
+                if not self._jobs:
+                    self._pixels = torch.empty(0)
                 with self._changed:
                     self._led = False
                     self._changed.notify_all()

@@ -52,7 +52,7 @@ from tasks.work import Source
 from tasks.worker import showing_life, stop_workers_of
 
 POLL_SECONDS = 0.25
-GPU_MEMORY = 4_000_000_000  # bytes for each image that is in work at once: several times what one takes
+GPU_MEMORY = 4_000_000_000  # bytes allowed to each image that is in work at once, whose parts take far less
 
 
 @task(name="scan", **{**ONCE, "task_run_name": "scan"})

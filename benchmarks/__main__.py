@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import torch
+
 from benchmarks.marks import commands
 
 OVERVIEW = (
@@ -16,7 +18,8 @@ OVERVIEW = (
 
 def main() -> int:
     failed = 0
-    for command in (*OVERVIEW, *(one.text for one in commands() if not one.long), "benchmarks.marks"):
+    short = [one.text for one in commands() if not one.long and (not one.gpu or torch.cuda.is_available())]
+    for command in (*OVERVIEW, *short, "benchmarks.marks"):
         print(f"\n$ python -m {command}", flush=True)
         failed += subprocess.run([sys.executable, "-m", *command.split()], check=False).returncode != 0
     print("\nFrom half an hour to many hours each on two cores:")

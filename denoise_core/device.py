@@ -14,12 +14,16 @@ Precision = Literal["bfloat16", "float32"]
 
 @dataclass(frozen=True)
 class Device:
-    """Where a fit runs: `name` as torch writes it, `precision` of the convolutions in a fit, `reason` for both."""
+    """Where a fit runs: `name` as torch writes it, `precision` of the convolutions in a fit, `reason` for both.
+
+    `memory` is that of a GPU, in bytes.
+    """
 
     name: str
     precision: Precision
     threads: int
     reason: str
+    memory: int = 0
 
 
 def choose(device: str = "auto") -> Device:
@@ -51,9 +55,10 @@ def choose(device: str = "auto") -> Device:
         raise DenoiseError(f"Device {device} is not there: this machine has the CPU and {found}; use auto.")
     major, minor = torch.cuda.get_device_capability(index)
     chosen = f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
+    memory = torch.cuda.get_device_properties(index).total_memory
     if major >= 8:
-        return Device(f"cuda:{index}", "bfloat16", cpu_threads(), f"{chosen}: has bfloat16 tensor cores")
-    return Device(f"cuda:{index}", "float32", cpu_threads(), f"{chosen}: bfloat16 needs 8.0 or later")
+        return Device(f"cuda:{index}", "bfloat16", cpu_threads(), f"{chosen}: has bfloat16 tensor cores", memory)
+    return Device(f"cuda:{index}", "float32", cpu_threads(), f"{chosen}: bfloat16 needs 8.0 or later", memory)
 
 
 def choose_all(device: str = "auto") -> tuple[Device, ...]:

@@ -262,8 +262,10 @@ class RunConfig(BaseModel):
         default=None,
         ge=1,
         le=MOST_SLOTS,
-        description="How many fits may share a device, counted over all runs on this machine. Left out: one on a GPU; on "
-        "a CPU one a core, each with one thread, and one with all threads for paper.",
+        description="How many fits may share a device, counted over all runs on this machine. On a GPU the fits of zs-fit that "
+        "are in work at once are one batch, with the local engine. Left out: there one for each 4 GB of its memory, up to 16, "
+        "for other methods, engines and --style one; on a CPU one a core, each with one thread, and one with all threads for "
+        "paper.",
     )
     engine: str = Field(
         default="local",

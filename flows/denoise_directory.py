@@ -29,7 +29,7 @@ from denoise_core.device import Device, choose
 from denoise_core.errors import DenoiseError
 from denoise_core.images import remove_stale_temporaries
 from flows import preflight, scopes
-from flows.config import DOWNLOAD, MOST_SLOTS, OnExisting, Preset, RunConfig, Scope
+from flows.config import DOWNLOAD, MOST_SLOTS, MethodChoice, OnExisting, Preset, RunConfig, Scope
 from flows.console import duration
 from flows.engine import Deaths, Engine, EngineLost, Threads, WorkerDied, opened
 from flows.errors import OutputBusy, StartError
@@ -53,6 +53,7 @@ from tasks.work import Source
 from tasks.worker import showing_life, stop_workers_of
 
 POLL_SECONDS = 0.25
+GPU_MEMORY = 4_000_000_000  # bytes allowed to each image that is in work at once, whose parts take far less
 
 
 @task(name="scan", **{**ONCE, "task_run_name": "scan"})
@@ -321,10 +322,14 @@ def share(device: Device, config: RunConfig) -> tuple[Device, int]:
     """The device with the threads of one fit, and how many fits share it.
 
     Crops are too small to be worth splitting among threads: on a CPU one fit a core does twice as much,
-    and does not stall where other programs take a core away. The whole-image fit does gain from all cores.
+    and does not stall where other programs take a core away. The whole-image fit does gain from all cores. On a GPU the
+    fits of zs-fit that run at the same time in one process are one batch; other fits only take turns.
     """
     if device.name != "cpu":
-        return device, config.slots or 1
+        from denoise_core.methods.zs_fit.together import PLACES
+
+        one_batch = config.resolved_method == MethodChoice.ZS_FIT and config.engine == "local" and not config.style
+        return device, config.slots or max(1, min(PLACES, device.memory // GPU_MEMORY) if one_batch else 1)
     if config.preset is not Preset.PAPER:
         return replace(device, threads=1), config.slots or min(device.threads, MOST_SLOTS)
     slots = config.slots or 1

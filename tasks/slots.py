@@ -119,7 +119,7 @@ def _taken(settings: Settings) -> _Held:
                 for one in unwanted:
                     _offered.remove(one)
             for one in unwanted:
-                one.guards.close()
+                _give_back(one)
 
 
 def _acquired(settings: Settings) -> _Held | None:
@@ -138,20 +138,25 @@ def _acquired(settings: Settings) -> _Held | None:
 
 def _hand_on(held: _Held) -> None:
     """To a fit of this process that waits, while this turn lasts; else to whoever comes first."""
-    if held.device.name != "cpu":
-        import torch
-
-        torch.cuda.empty_cache()  # what torch keeps for later, the slot's next holder needs now
     with _hands:
         lasts = time.monotonic() - held.since < _TURN_SECONDS
         if lasts and sum(map(held.suits, _waiting)) > len(_offered):
             _offered.append(held)
             _hands.notify_all()
             return
-    held.guards.close()
+    _give_back(held)
     if lasts:
         with _hands:
             _hands.notify_all()
+
+
+def _give_back(held: _Held) -> None:
+    """To whoever comes first, of any process."""
+    if held.device.name != "cpu":
+        import torch
+
+        torch.cuda.empty_cache()  # what torch keeps for later, the slot's next holder needs now
+    held.guards.close()
 
 
 def _locks(devices: Iterable[Device], number: int) -> list[tuple[Device, FileLock]]:

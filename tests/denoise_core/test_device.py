@@ -1,4 +1,5 @@
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ def one_cuda(monkeypatch, capability):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "A card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=24 << 30))
 
 
 def processor(monkeypatch, *, amx=False, bf16=False):
@@ -53,6 +55,7 @@ def test_a_cuda_device_is_taken_with_the_precision_of_its_generation(monkeypatch
     chosen = device.choose(asked)
     assert (chosen.name, chosen.precision) == ("cuda:0", precision)
     assert "A card" in chosen.reason
+    assert chosen.memory == 24 << 30
 
 
 def test_an_absent_cuda_device_is_an_error_that_names_what_is_there(monkeypatch):

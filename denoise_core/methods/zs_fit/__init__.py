@@ -337,7 +337,7 @@ def _best(
     for number, (name, (plan, start)) in enumerate(fits.items()):
         show = share.part(number / len(fits), (number + 1) / len(fits))
         try:
-            networks[name] = fit(pairs, plan, seed=seed, device=device, on_step=show, start=start)
+            networks[name] = fit(pairs, plan, seed=seed, device=device, on_step=show, start=start, beside_others=True)
         except FitDiverged:
             restarts += 2
         else:

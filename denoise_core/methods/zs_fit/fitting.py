@@ -17,13 +17,13 @@ from torch import Tensor
 from denoise_core.device import Device, make_deterministic
 from denoise_core.methods import FitDiverged, OnStep, Step
 from denoise_core.methods.zs_fit.network import Layout, corrected, initial_weights, pack_gradients, unpack
-from denoise_core.methods.zs_fit.optimiser import Optimiser
+from denoise_core.methods.zs_fit.optimiser import Optimiser, schedule
 from denoise_core.methods.zs_fit.pairs import Crops, Pair
+from denoise_core.methods.zs_fit.together import READ, Job, Kind, run
 
 GRAIN = 2
 """Crops whose gradient is computed at once. A step's grains are shared among threads and their gradients added in one
 order, so that the thread count changes no bit."""
-READ = 50  # steps between looks at the loss
 COLLAPSED = 1.0  # above the loss of the estimate that is to be corrected: the noise's variance
 
 
@@ -76,8 +76,11 @@ def fit(
     device: Device,
     on_step: OnStep,
     start: Fitted | None = None,
+    beside_others: bool = False,
 ) -> Fitted:
     """Fit a network to `pairs`; from the weights of `start`, or from random ones.
+
+    `beside_others` is for fits of which many are made at once, each in a thread: on a GPU these are one batch (`together`).
 
     A fit whose loss is not finite, or that ends far above that of the estimate it is to correct, is started again: from
     other random weights, or from `start`, with other crops, at half the rates.
@@ -95,6 +98,7 @@ def fit(
         layout = Layout(pairs[0].source.shape[0], plan.size.width, plan.size.layers)
     else:
         raise ValueError("a plan without a size fits a network further: give its start")
+    descend = _descend_together if beside_others and device.name != "cpu" else _descend
     unfitted = sum(float(pair.loss(pair.estimate)) for pair in pairs) / len(pairs)
     loss = math.nan
     for attempt in range(2):
@@ -102,7 +106,7 @@ def fit(
         weights = initial_weights(layout, generator) if start is None else start.weights.clone()
         weights = weights.to(device.name)
         draws = derived_seed("crops", seed, attempt)
-        loss = _descend(pairs, layout, weights, plan, rate=0.5**attempt, seed=draws, device=device, on_step=on_step)
+        loss = descend(pairs, layout, weights, plan, rate=0.5**attempt, seed=draws, device=device, on_step=on_step)
         if math.isfinite(loss) and loss < COLLAPSED + unfitted:
             return Fitted(layout, weights.cpu(), plan.steps, loss, attempt)
     raise FitDiverged(
@@ -178,6 +182,31 @@ def _descend(
             elif (step + 1) % 5 == 0:
                 on_step(Step(step + 1, plan.steps, None))
     return loss if bool(torch.isfinite(weights).all()) else math.nan
+
+
+def _descend_together(
+    pairs: Sequence[Pair],
+    layout: Layout,
+    weights: Tensor,
+    plan: Plan,
+    *,
+    rate: float,
+    seed: int,
+    device: Device,
+    on_step: OnStep,
+) -> float:
+    """As `_descend`, the same crops and the same steps, in one batch with the fits of other threads."""
+    make_deterministic(device)
+    grain = min(GRAIN, plan.crops)
+    grains = plan.crops // grain
+    crops = Crops(pairs, plan.side)
+    places = [
+        crops.places(grain, torch.Generator().manual_seed(derived_seed("grain", seed, serial)))
+        for serial in range(plan.steps * grains)
+    ]
+    rates = schedule(rate=plan.rate * rate, kernel_rate=plan.kernel_rate * rate, steps=plan.steps)
+    job = Job(weights, crops.pixels(), torch.tensor(places).view(plan.steps, grains * grain, 3), rates, on_step)
+    return run(Kind(device, layout, grains * grain, crops.side), job)
 
 
 @contextmanager

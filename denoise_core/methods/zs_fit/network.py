@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,28 @@ def pack_gradients(gradients: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([(g.permute(0, 2, 3, 1) if g.ndim == 4 else g).reshape(-1) for g in gradients]).float()
 
 
+def unpack_many(layout: Layout, weights: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Of the flat vectors of many fits (fits, P) the kernels (fits, out, 9 · in), then the biases (fits, out)."""
+    parts = torch.split(weights.to(dtype), layout.sizes, dim=1)
+    kernels = [
+        part.contiguous().view(len(part), shape[0], -1) for part, shape in zip(parts, layout.shapes, strict=False)
+    ]
+    return [*kernels, *parts[layout.layers :]]
+
+
+def corrected_many(parameters: list[Tensor], z: Tensor, estimate: Tensor) -> Tensor:
+    """`corrected` for many fits at once, by the parameters of `unpack_many`; of and to (fits, B, C, H, W)."""
+    seen = _seen(z.flatten(0, 1), estimate.flatten(0, 1), parameters[0].dtype)
+    x = seen.permute(0, 2, 3, 1).reshape(*z.shape[:2], *seen.shape[2:], -1)
+    layers = len(parameters) // 2
+    for number, (kernels, biases) in enumerate(zip(parameters[:layers], parameters[layers:], strict=True), start=1):
+        x = _Convolutions.apply(x, kernels, biases)
+        if number < layers:
+            x = F.relu(x)
+    found: Tensor = estimate - x.permute(0, 1, 4, 2, 3).float()
+    return found
+
+
 def corrected(parameters: list[Tensor], z: Tensor, estimate: Tensor) -> Tensor:
     """A better estimate: z and its non-local estimate, (B, C, H, W) float32 each, to (B, C, H, W) float32.
 
@@ -141,6 +164,40 @@ def _correction(parameters: list[Tensor], x: Tensor) -> Tensor:
         else:
             x = F.relu(F.conv2d(x, kernel, bias, padding=KERNEL // 2), inplace=True)
     return x
+
+
+class _Convolutions(torch.autograd.Function):
+    """3×3 convolutions of many images, those of each fit by kernels of its own, as products of matrices.
+
+    Of x (fits, B, H, W, in) by kernels (fits, out, 9 · in) and biases (fits, out). A batched product takes each fit by
+    itself, always in the same way; of convolutions in groups nobody promises that.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
+        """(fits, B, H, W, out)."""
+        ctx.save_for_backward(x, kernels)
+        return torch.baddbmm(biases[:, None], _neighbours(x), kernels.mT).view(*x.shape[:4], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Of the images, by the same convolution with kernels turned around; of the kernels and of the biases."""
+        x, kernels = ctx.saved_tensors
+        fits, out, inside = len(kernels), kernels.shape[1], x.shape[4]
+        flat = gradient.reshape(fits, -1, out)
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            turned = kernels.view(fits, out, KERNEL**2, inside).flip(2).transpose(1, 2).reshape(fits, -1, inside)
+            of_x = (_neighbours(gradient) @ turned).view_as(x)
+        return of_x, flat.mT @ _neighbours(x), flat.sum(1)
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    """The values around each pixel, 0 beyond the edge: (fits, B, H, W, C) to (fits, B · H · W, 9 · C)."""
+    height, width = x.shape[2:4]
+    padded = F.pad(x.flatten(0, 1), (0, 0, 1, 1, 1, 1))
+    shifted = [padded[:, top : top + height, left : left + width] for top in range(KERNEL) for left in range(KERNEL)]
+    return torch.cat(shifted, dim=3).view(len(x), -1, KERNEL**2 * x.shape[4])
 
 
 def _relu_of_convolution(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:

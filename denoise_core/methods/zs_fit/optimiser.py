@@ -66,6 +66,51 @@ class Optimiser:
             self._weights[self._hidden] = kernels
 
 
+STANDSTILL = (0.0, 1.0, 0.0)
+"""In place of a row of `schedule`: the weights stay."""
+
+
+def schedule(*, rate: float, kernel_rate: float, steps: int) -> Tensor:
+    """What `Optimisers` goes by, (steps, 3): Adam's rate, what its mean squares are divided by, Muon's rate."""
+    rows = []
+    for step in range(steps):
+        share = one_cycle(step, steps)
+        rows.append((rate * share / (1 - BETA1 ** (step + 1)), 1 - BETA2 ** (step + 1), kernel_rate * share))
+    return torch.tensor(rows)
+
+
+class Optimisers:
+    """`Optimiser` of many fits at once, each at a step of its own: changes weights (fits, P) in place."""
+
+    def __init__(self, layout: Layout, weights: Tensor, *, fast_in_bfloat16: bool) -> None:
+        self._weights = weights
+        self._mean, self._square, self._momentum = (torch.zeros_like(weights) for _ in range(3))
+        self._dtype = torch.bfloat16 if fast_in_bfloat16 and layout.width > 16 else torch.float32
+        first, *hidden, _last = layout.sizes[: layout.layers]
+        self._hidden = slice(first, first + sum(hidden))
+        self._matrices = (len(weights) * len(hidden), layout.width, -1)
+
+    def begin(self, fit: int, weights: Tensor | float) -> None:
+        """Put the weights of a new fit in the place of an earlier one."""
+        self._weights[fit] = weights
+        for state in (self._mean, self._square, self._momentum):
+            state[fit] = 0
+
+    def step(self, gradients: Tensor, rates: Tensor) -> None:
+        """Take one step down `gradients` (fits, P), each fit by its row of `rates` (fits, 3), of its `schedule`."""
+        rate, unbias, kernel_rate = torch.split(rates, 1, dim=1)
+        kernels = self._weights[:, self._hidden].clone()
+        self._mean.lerp_(gradients, 1 - BETA1)
+        self._square.mul_(BETA2).addcmul_(gradients, gradients, value=1 - BETA2)
+        unbiased = (self._square / unbias).sqrt_().add_(EPSILON)
+        self._weights.sub_(rate * self._mean / unbiased)
+        if kernels.numel():
+            of_kernels = gradients[:, self._hidden]
+            momentum = self._momentum[:, self._hidden].mul_(MOMENTUM).add_(of_kernels)
+            update = orthogonalised(of_kernels.add(momentum, alpha=MOMENTUM).view(self._matrices), self._dtype)
+            self._weights[:, self._hidden] = kernels - kernel_rate * update.view_as(kernels)
+
+
 def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """About the nearest (semi-)orthogonal matrices: (N, rows, columns), rows at most columns, singular values near 1."""
     a, b, c = NEWTON_SCHULZ

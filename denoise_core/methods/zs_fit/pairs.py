@@ -8,8 +8,9 @@ and Ji, "Recorrupted-to-Recorrupted", CVPR 2021. All images here are stabilised:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from scipy.special import stdtrit
@@ -154,11 +155,33 @@ class Crops:
     def draw(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`number` crops of source, estimate, target, (B, C, side, side) each, and of valid (B, 1, side, side)."""
         crops = []
-        for index in torch.multinomial(self._places, number, replacement=True, generator=generator).tolist():
+        for index, top, left, turned in self._drawn(number, generator):
             stack = self._stacks[index]
-            draws = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-            top = int(draws[0] * (self._rows[index] - self.side + 1))
-            left = int(draws[1] * (stack.shape[2] - self.side + 1))
-            crops.append(turn(stack[:, top : top + self.side, left : left + self.side], int(draws[2] * 8)))
+            crops.append(turn(stack[:, top : top + self.side, left : left + self.side], turned))
         source, estimate, target, valid = torch.split(torch.stack(crops), [self._channels] * 3 + [1], dim=1)
         return source, estimate, target, valid
+
+    def pixels(self) -> Tensor:
+        """All pixels of the pairs behind each other: source, estimate, target and valid of each, (N, 3 C + 1)."""
+        return torch.cat([stack.flatten(1).mT for stack in self._stacks])
+
+    def places(self, number: int, generator: torch.Generator) -> list[tuple[int, int, int]]:
+        """The crops of `draw` as places in `pixels`: the first pixel, and the steps to the next one down and along."""
+        starts = list(accumulate((stack[0].numel() for stack in self._stacks), initial=0))
+        places = []
+        for index, top, left, turned in self._drawn(number, generator):
+            width = self._stacks[index].shape[2]
+            down, along = -width if turned & 2 else width, -1 if turned & 1 else 1
+            row = top + self.side - 1 if turned & 2 else top
+            column = left + self.side - 1 if turned & 1 else left
+            steps = (along, down) if turned & 4 else (down, along)
+            places.append((starts[index] + row * width + column, *steps))
+        return places
+
+    def _drawn(self, number: int, generator: torch.Generator) -> Iterator[tuple[int, int, int, int]]:
+        """The pair, the top, the left and the symmetry of each crop."""
+        for index in torch.multinomial(self._places, number, replacement=True, generator=generator).tolist():
+            draws = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+            top = int(draws[0] * (self._rows[index] - self.side + 1))
+            left = int(draws[1] * (self._stacks[index].shape[2] - self.side + 1))
+            yield index, top, left, int(draws[2] * 8)

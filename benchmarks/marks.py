@@ -305,6 +305,15 @@ TABLE = (
                     lambda d: (d["worst"], None, f"{d['worst_image']}, {d['preset']}, {d['seeds']} seed(s)"),
                 ),
             ),
+            Check(
+                "and against no network",
+                -0.1,
+                -0.1,
+                "dB",
+                from_result(
+                    "hostile-*", lambda d: (d["worst_against_estimate"], None, d["worst_against_estimate_image"])
+                ),
+            ),
         ),
     ),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from PIL import Image
 import flows.scopes
 import tasks.denoise
 import tasks.fit
+from denoise_core.images import Header
 from denoise_core.methods import zs_fit
 from denoise_core.methods.zs_fit.fitting import Size
 from denoise_core.methods.zs_fit.model import read_model, write_model
 from flows.cli import main
 from tasks import table
 from tasks.faults import interrupt
+from tasks.work import Source
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -101,6 +105,23 @@ def test_a_directory_gets_one_network_that_is_kept_and_serves_again(
     assert all(row["steps"] is None for row in there.values())
     assert there["0.png"]["psnr_denoised_db"] > rows["0.png"]["psnr_denoised_db"] - 0.2
     assert not (other / "models").exists()
+
+    # The network is gone: what is done again is not done as the others were, and the run says so.
+    shutil.rmtree(out / "models")
+    (out / "images" / "0.png").unlink()
+    assert run(photos, out, "--noise", "gauss:25") == 0
+    said = capfd.readouterr().err
+    assert "5 of the images that are done had a network which OUTPUT/models no longer holds" in said
+
+
+def test_a_sample_depends_on_no_name() -> None:
+    def sources(names: str) -> list[Source]:
+        header = Header("png", "YXS", (64, 64, 3), "uint8")
+        return [Source(name, hashlib.sha256(bytes([n])).hexdigest(), header) for n, name in enumerate(names)]
+
+    drawn = [one.sha256 for one in tasks.fit.sample_of(sources("abcdefgh"), 5, seed=1)]
+    assert [one.sha256 for one in tasks.fit.sample_of(sources("hgfedcba")[::-1], 5, seed=1)] == drawn
+    assert [one.sha256 for one in tasks.fit.sample_of(sources("abcdefgh"), 5, seed=2)] != drawn
 
 
 def test_chunks_slots_and_another_fit_change_no_byte(photos: Path, tmp_path: Path) -> None:

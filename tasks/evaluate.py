@@ -84,6 +84,9 @@ def _score(work: Work, pixels: np.ndarray, stacks: Stacks) -> None:
     else:
         clean, noisy = stacks.intensities.of_file(work.clean), stacks.intensities.of_file(work.noisy)
         written[...] = pixels
+        missing = stacks.intensities.missing
+        if missing is not None:  # they count as what was filled in for them, before and after
+            written[missing] = noisy[missing]
         data_range = top = float(clean.max()) - float(clean.min())
     if not (math.isfinite(data_range) and data_range > 0):
         return

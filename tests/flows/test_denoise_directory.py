@@ -273,7 +273,7 @@ def test_images_that_the_method_cannot_take(tree: Path, tmp_path: Path) -> None:
     rows = rows_of(out)
     assert "1 × 1 pixels" in rows["dot.png"]["error"]
     assert "64-bit complex samples" in rows["complex.tif"]["error"]
-    told = "256 values that are NaN or infinite stay as they are; too small to tell its noise"
+    told = "256 values that are NaN or infinite stay as they are; all its pixels have one value"
     assert rows["empty.tif"]["note"] == told
     assert np.isnan(tifffile.imread(out / "images" / "empty.tif")).all()
     assert rows["flat.png"]["status"] == "done"

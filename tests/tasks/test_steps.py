@@ -56,8 +56,11 @@ def steps(settings: Settings, pixels: np.ndarray, axes: str | None = None, **met
     options = {"photometric": "minisblack"} | ({"metadata": metadata} if metadata else {})
     tifffile.imwrite(path, pixels, **options)
     header = renamed(read_header(path, max_pixels=settings.max_pixels), axes)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    work = Work(Source(path.name, digest, header, channels=settings.channels), settings)
+    digest, clean = (
+        None if folder is None else hashlib.sha256((folder / path.name).read_bytes()).hexdigest()
+        for folder in (settings.input, settings.reference)
+    )
+    work = Work(Source(path.name, str(digest), header, clean, settings.channels), settings)
     load.fn(work, settings)
     if settings.noise != "none":
         add_noise.fn(work, settings)
@@ -160,6 +163,31 @@ def test_pixels_that_are_no_numbers_stay(settings: Settings, method: str) -> Non
         assert np.std((result - truth)[~holes]) < 0.4 * np.std((noisy - truth)[~holes])
         assert row["sigma_estimate"] == pytest.approx(20, rel=0.1)
         assert row["flags"] is None
+
+
+def test_images_with_pixels_that_are_no_numbers_are_scored(settings: Settings) -> None:
+    truth = (100 + 900 * ramp()).astype(np.float32)
+    noisy = (truth + np.random.default_rng(0).normal(0, 20, truth.shape)).astype(np.float32)
+    noisy[10:12, 20:24] = np.nan
+    clean = settings.input.parent / "clean"
+    clean.mkdir()
+    tifffile.imwrite(clean / "a.tif", truth)
+    row, _ = steps(replace(settings, reference=clean), noisy)
+    assert row["psnr_denoised_db"] > row["psnr_noisy_db"] + 6
+
+
+@pytest.mark.parametrize("method", ["nl-bayes", "zs-fit"])
+def test_the_noise_that_is_told_is_what_the_method_found(settings: Settings, method: str) -> None:
+    """Strokes of one pixel are no noise, which differences of neighbours take them for."""
+    strokes = np.where(np.random.default_rng(1).random((128, 128)) < 0.3, 100, 1000)
+    strokes[:, ::4] = strokes[::3] = 1000
+    strokes[:, 64:] = 1000
+    row, _ = steps(
+        replace(settings, method=method),
+        (strokes + np.random.default_rng(0).normal(0, 40, strokes.shape)).astype(np.float32),
+    )
+    found = np.sqrt(row["noise_gain"] * row["mean_noisy"] + row["noise_offset"]) if method == "zs-fit" else 40
+    assert row["sigma_estimate"] == pytest.approx(found, rel=1e-3 if method == "zs-fit" else 0.1)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])

@@ -186,7 +186,9 @@ def _denoise(
         return _apart(noisy, [[i] for i in range(len(noisy))], on_step, put, one)
     noise, prepared = prepare(noisy, levels, device)
     if prepared is None:
-        why = "too small to tell its noise" if noise is None else "no noise that could be removed was found"
+        why = "no noise that could be removed was found"
+        if noise is None:
+            why = "all its pixels have one value" if noisy.min() == noisy.max() else "too small to tell its noise"
         for frames in blocks_of(noisy):
             put(frames, in_memory(noisy, frames).copy())
         return Result(NO_PIXELS, NOISY, noise, 1, 0, 0, time.perf_counter() - started, 0.0, why)

@@ -269,7 +269,7 @@ class RunConfig(BaseModel):
     )
     engine: str = Field(
         default="local",
-        pattern=r"^(local|processes|dask|dask:\S+)$",
+        pattern=r"^(local|processes|dask|dask:\S+:\d+)$",
         description="Where chunks are worked on. local: threads of the run's process; processes: a worker process a slot, of "
         "which one that dies costs its chunk a retry; dask: a Dask cluster on this machine, for as long as the run; "
         "dask:ADDRESS, such as dask:tcp://10.0.0.5:8786: the workers of the Dask scheduler there. The result is the same.",
@@ -541,7 +541,7 @@ _PATTERNS = {
     "--axes": "no order of axes: any of T, Z, C, Q, then YX, then S where the images have colours",
     "--vgg-sha256": "no SHA-256, which has 64 hexadecimal digits",
     "--device": "not one of auto, all, cpu, cuda, cuda:N, or several as cuda:0,cuda:1",
-    "--engine": "not one of local, processes, dask, dask:ADDRESS",
+    "--engine": "not one of local, processes, dask, dask:ADDRESS, which is HOST:PORT or such as tcp://10.0.0.5:8786",
 }
 
 

@@ -71,7 +71,7 @@ def test_engines_that_there_are(name: str) -> None:
     assert chosen.digest() == config().digest(), "where it is computed decides nothing"
 
 
-@pytest.mark.parametrize("name", ["", "threads", "dask:", "dask: x", "ray"])
+@pytest.mark.parametrize("name", ["", "threads", "dask:", "dask: x", "dask:head", "dask:tcp://head", "ray"])
 def test_engines_that_there_are_not(name: str) -> None:
     with pytest.raises(ConfigError, match="not one of local, processes, dask, dask:ADDRESS"):
         config(engine=name)

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from flows.memory import share_one_arena
+from flows.process import share_one_arena
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

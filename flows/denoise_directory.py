@@ -33,7 +33,7 @@ from flows.config import DOWNLOAD, MOST_SLOTS, MethodChoice, OnExisting, Preset,
 from flows.console import duration
 from flows.engine import Deaths, Engine, EngineLost, Threads, WorkerDied, opened
 from flows.errors import OutputBusy, StartError
-from flows.memory import share_one_arena
+from flows.process import share_one_arena, short_turns
 from flows.progress import Summary, Watch, announce, introduce, publish, untagged_tasks
 from flows.server import reports_to_real_server
 from style_core.errors import StyleError
@@ -121,7 +121,7 @@ def run_into(config: RunConfig, *, page: bool = True) -> State[Any]:
         remove_stale_temporaries(output)
         settings = _resolve(config, output, engine)
         log = settings.run_folder / "log.txt"
-        with logging_to(log), showing_life(settings), untagged_tasks():
+        with logging_to(log), showing_life(settings), untagged_tasks(), short_turns():
             return _run(config, settings, engine, started, page=page)
 
 

@@ -1,4 +1,4 @@
-"""Memory that threads freed does not pile up in arenas of their own."""
+"""What a run sets in its own process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
+from flows.process import short_turns
+
 COUNT = """
 import ctypes, re, sys, threading
-from flows.memory import share_one_arena
+from flows.process import share_one_arena
 if sys.argv[1] == "one":
     share_one_arena()
 libc = ctypes.CDLL(None)
@@ -41,3 +43,10 @@ def test_threads_share_one_arena() -> None:
 
     assert arenas("as it is") > 1
     assert arenas("one") == 1
+
+
+def test_turns_are_short_while_a_run_goes_on() -> None:
+    before = sys.getswitchinterval()
+    with short_turns():
+        assert sys.getswitchinterval() < before / 10
+    assert sys.getswitchinterval() == before

@@ -31,7 +31,7 @@ from denoise_core.methods.zs_fit.channels import arrange
 from denoise_core.methods.zs_fit.fitting import Fitted, Plan, Size, derived_seed, fit, in_threads
 from denoise_core.methods.zs_fit.network import self_ensemble
 from denoise_core.methods.zs_fit.noise_level import NoiseLevel
-from denoise_core.methods.zs_fit.pairs import Pair, held_out_errors, wins
+from denoise_core.methods.zs_fit.pairs import ALPHA, Pair, held_out_errors, share_passed, wins
 from denoise_core.methods.zs_fit.prepared import alike, noise_of_frames, prepare, unlike
 
 
@@ -324,7 +324,9 @@ def _best(
 ) -> tuple[str, Fitted | None, int, int]:
     """What to use, by the held-out loss: its name, its network, and steps and restarts of the fits.
 
-    Of the networks that win significantly over the estimate, the one with the least error; if none does, the estimate.
+    Of the networks that win significantly over the estimate, the one with the least error; if none does, the estimate. A
+    network that takes noise over with the wrong sign, which the best estimate never does, has found an error of the noise
+    level, and nothing of the image.
     """
     steps = restarts = 0
     networks: dict[str, Fitted] = {}
@@ -348,20 +350,24 @@ def _best(
     def check() -> None:
         on_step(Step(1, 1, None))
 
-    kept, errors = ESTIMATE, _held_out(pairs, None, device, check)
-    least = errors.mean()
+    kept, (errors, _) = ESTIMATE, _held_out(pairs, None, device, check)
+    least, passed = errors.mean(), share_passed(pairs)
     for name, network in networks.items():
-        found = _held_out(pairs, network, device, check)
-        if wins(found, errors) and found.mean() < least:
+        found, more = _held_out(pairs, network, device, check)
+        if wins(found, errors) and found.mean() < least and passed + more >= 0:
             kept, least = name, found.mean()
     return kept, networks.get(kept), steps, restarts
 
 
-def _held_out(pairs: list[Pair], network: Fitted | None, device: Device, check: Callable[[], None]) -> Tensor:
+def _held_out(
+    pairs: list[Pair], network: Fitted | None, device: Device, check: Callable[[], None]
+) -> tuple[Tensor, float]:
     """The errors of a network, or of the estimate alone, in blocks of what was kept from the fits, over all windows.
 
-    Copies of a window tell of the same content: their mean is one of its errors, not several.
+    Copies of a window tell of the same content: their mean is one of its errors, not several. And which share of the noise
+    the network lets pass, less that of the estimate.
     """
+    more: list[float] = []
     errors: dict[tuple[int, int, int], list[Tensor]] = {}
     with torch.inference_mode():
         parameters = None
@@ -373,7 +379,8 @@ def _held_out(pairs: list[Pair], network: Fitted | None, device: Device, check: 
             if parameters is not None:
                 result = self_ensemble(parameters, pair.source[None], pair.estimate[None])[0]
             errors.setdefault(pair.place, []).append(held_out_errors(pair, result))
-    return torch.cat([torch.stack(copies).mean(dim=0) for copies in errors.values()])
+            more.append(float(((result - pair.estimate) * pair.noise / ALPHA)[:, pair.fitted :].mean()))
+    return torch.cat([torch.stack(copies).mean(dim=0) for copies in errors.values()]), sum(more) / len(more)
 
 
 class _Share:

@@ -23,9 +23,9 @@ TARGET_VARIANCE = 1 + 1 / ALPHA**2  # of the noise in z − n/α
 LEVEL = math.sqrt(1 + ALPHA**2)  # standard deviation of the noise in z + αn
 JUDGED = 4  # the last quarter of a window's rows is kept from all fits, to judge by
 BLOCK = 32  # side of the squares that are judged one by one: what an estimate sees of a pixel's neighbourhood
-# Of a variance that was found after the estimate: how far off it may be, and how much further for each share that passed of
-# the noise; and the share above which it says nothing.
-SURE, PASSED, MOST_PASSED = 0.02, 2.5, 0.25
+# A variance found after the estimate is acted on where it is off by more than SURE and by more than PASSED for the share that
+# the estimate lets pass of the noise, and that is below MOST_PASSED. It comes out too low by LOWER times that share.
+SURE, PASSED, MOST_PASSED, LOWER = 0.03, 2.0, 0.25, 0.5
 
 Estimate = Callable[[Tensor], Tensor]
 """(F, C, H, W) with noise of variance 1 to the non-local estimate of the same shape."""
@@ -98,21 +98,24 @@ def independent(pairs: Sequence[Pair]) -> list[Pair]:
     Where v is not 1, the noises of source and target are correlated by v − 1, and fits and judgement reward what takes
     noise over with the wrong sign, or lets it pass. z − v n/α is independent of the source. An estimate that lets the share
     p of the noise pass leaves v + α² = (E − p (1 + α²)) / (1 − 2 p), where E is the mean square of what it takes away and its
-    own error that of a posterior mean, p times the noise's variance. That is known as well as p is small: p itself is what
-    the result follows of the noise that was added, and only what is beyond `PASSED` times p is acted on.
+    own error that of a posterior mean, p times the noise's variance: known as well as p is small.
     """
     weight = sum(float(pair.valid.sum()) * len(pair.source) for pair in pairs)
-    if not weight:
+    passed = share_passed(pairs)
+    if not weight or passed >= MOST_PASSED:
         return list(pairs)
     taken = sum(float(((pair.estimate - pair.source).square() * pair.valid).sum()) for pair in pairs) / weight
-    passed = max(0.0, sum(float((pair.passed * pair.valid).sum()) for pair in pairs) / weight)
-    if passed >= MOST_PASSED:
+    variance = (taken - passed * LEVEL**2) / (1 - 2 * passed) - ALPHA**2 + LOWER * passed
+    excess = variance - 1
+    if abs(excess) <= SURE + PASSED * passed:
         return list(pairs)
-    variance = (taken - passed * LEVEL**2) / (1 - 2 * passed) - ALPHA**2
-    excess = math.copysign(max(0.0, abs(variance - 1) - SURE - PASSED * passed), variance - 1)
-    return (
-        [replace(pair, target=pair.target - excess / ALPHA * pair.noise) for pair in pairs] if excess else list(pairs)
-    )
+    return [replace(pair, target=pair.target - excess / ALPHA * pair.noise) for pair in pairs]
+
+
+def share_passed(pairs: Sequence[Pair]) -> float:
+    """Which share of the noise the estimates of pairs let pass, 0 to 1, by what they follow of the noise that was added."""
+    weight = sum(float(pair.valid.sum()) * len(pair.source) for pair in pairs)
+    return max(0.0, sum(float((pair.passed * pair.valid).sum()) for pair in pairs) / max(weight, 1.0))
 
 
 def held_out_errors(pair: Pair, result: Tensor) -> Tensor:

@@ -639,12 +639,14 @@ def letters() -> Pixels:
     return image[None, ..., None]
 
 
-def test_a_network_is_used_where_it_wins() -> None:
+@pytest.mark.parametrize("preset", ["fast", "best"])
+def test_a_network_is_used_where_it_wins(preset: str) -> None:
     x = letters()
     y = noisy_of(x, "gauss:20")
-    with_network = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
+    with_network = zs_fit.denoise(y, preset=preset, seed=0, device=CPU, on_step=quiet)
     without = zs_fit.estimate_only(y, device=CPU, on_step=quiet)
     assert (with_network.kept, without.kept) == ("fitted", "estimate")
+    assert with_network.steps == zs_fit.PRESETS[preset].own.steps
     assert psnr(with_network.pixels, x) > psnr(without.pixels, x) + 0.2
 
 

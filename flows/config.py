@@ -263,9 +263,9 @@ class RunConfig(BaseModel):
         ge=1,
         le=MOST_SLOTS,
         description="How many fits may share a device, counted over all runs on this machine. On a GPU the fits of zs-fit that "
-        "are in work at once are one batch, with the local engine. Left out: there one for each 4 GB of its memory, up to 16, "
-        "for other methods, engines and --style one; on a CPU one a core, each with one thread, and one with all threads for "
-        "paper.",
+        "are in work at once are one batch, of up to 16, with the local engine. Left out: there one for each 4 GB of its memory, "
+        "up to 4, for other methods, engines and --style one; on a CPU one a core, each with one thread, and one with all "
+        "threads for paper.",
     )
     engine: str = Field(
         default="local",

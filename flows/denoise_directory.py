@@ -54,6 +54,7 @@ from tasks.worker import showing_life, stop_workers_of
 
 POLL_SECONDS = 0.25
 GPU_MEMORY = 4_000_000_000  # bytes allowed to each image that is in work at once, whose parts take far less
+GPU_IMAGES = 4  # in work at once, unless more slots are asked for: each is whole in the machine's own memory too
 
 
 @task(name="scan", **{**ONCE, "task_run_name": "scan"})
@@ -326,10 +327,8 @@ def share(device: Device, config: RunConfig) -> tuple[Device, int]:
     fits of zs-fit that run at the same time in one process are one batch; other fits only take turns.
     """
     if device.name != "cpu":
-        from denoise_core.methods.zs_fit.together import PLACES
-
         one_batch = config.resolved_method == MethodChoice.ZS_FIT and config.engine == "local" and not config.style
-        return device, config.slots or max(1, min(PLACES, device.memory // GPU_MEMORY) if one_batch else 1)
+        return device, config.slots or max(1, min(GPU_IMAGES, device.memory // GPU_MEMORY) if one_batch else 1)
     if config.preset is not Preset.PAPER:
         return replace(device, threads=1), config.slots or min(device.threads, MOST_SLOTS)
     slots = config.slots or 1

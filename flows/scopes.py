@@ -64,14 +64,14 @@ def given(path: Path) -> tuple[tuple[int, Path, str], ...]:
 
 def lost_networks(settings: Settings, found: Scan) -> str | None:
     """A sentence where images that are done had a network that is no longer there: the others will be done without it."""
-    had = {row["model_sha256"] for row in found.done if row["model_sha256"]}
+    had = {row["model_sha256"] for row in found.done if row.get("model_sha256")}
     if settings.given_model or not had or not found.todo:
         return None
     files = model_path(settings.output, settings.config_digest, 1).parent.glob("*.safetensors")
     lost = had - {content(file) for file in files}
     if not lost:
         return None
-    count = sum(row["model_sha256"] in lost for row in found.done)
+    count = sum(row.get("model_sha256") in lost for row in found.done)
     return (
         f"{count} of the images that are done had a network which OUTPUT/models no longer holds: the others have another one, "
         "or none, and results may differ a little; --on-existing overwrite does all of them alike"

@@ -61,14 +61,13 @@ def noise_levels(work: Work, before: Sequence[float], measured: Callable[[], lis
     """
     assert work.intensities is not None
     scales = work.intensities.scales
-    if len(work.noise_levels) == len(scales):
-        pairs = zip(before, scales, strict=True)
-        means = [(value - scale.low) / scale.width for value, scale in pairs]
-        found = [[level.sigma(means[n]) for level in work.noise_levels[n]] for n in range(len(scales))]
-        sigmas: list[float] | None = [sum(values) / len(values) for values in found]
-    else:
-        sigmas = measured()
-    return None if sigmas is None else [sigma * scale.width for sigma, scale in zip(sigmas, scales, strict=True)]
+    sigmas = measured() if len(work.noise_levels) < len(scales) else [0.0] * len(scales)
+    if sigmas is None:
+        return None
+    for number, levels in work.noise_levels.items():
+        mean_here = (before[number] - scales[number].low) / scales[number].width
+        sigmas[number] = sum(level.sigma(mean_here) for level in levels) / len(levels)
+    return [sigma * scale.width for sigma, scale in zip(sigmas, scales, strict=True)]
 
 
 def _score(work: Work, pixels: np.ndarray, stacks: Stacks) -> None:

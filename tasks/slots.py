@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -54,14 +54,15 @@ class Slot(NamedTuple):
     waited: float
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Held:
-    """A slot that this process holds: which, since when, and what is to be given back, the server's limit first."""
+    """A slot that this process holds, since when, and what is to be given back: first the server's limit, if `admitted`."""
 
     device: Device
     number: int
-    since: float
     guards: ExitStack
+    since: float
+    admitted: bool = False
 
     def suits(self, settings: Settings) -> bool:
         """Whether a run with these settings may have it."""
@@ -90,10 +91,22 @@ def hold_slot(settings: Settings) -> Iterator[Slot]:
 
 
 def _taken(settings: Settings) -> _Held:
-    """A slot, once one is free."""
-    held = _acquired(settings)
-    if held is not None:
-        return held
+    """A slot, once one is free, with its place in the server's limit."""
+    held = _locked(settings) or _waited_for(settings)
+    if not held.admitted:
+        # Nothing may be offered to a fit that waits here: it has its slot.
+        try:
+            limit = limit_name(held.device.name) if settings.has_limits else None
+            held.guards.enter_context(admitted(limit))
+        except BaseException:
+            held.guards.close()
+            raise
+        held.admitted, held.since = True, time.monotonic()
+    return held
+
+
+def _waited_for(settings: Settings) -> _Held:
+    """A slot that another fit of this process hands on, or whose lock file comes free."""
     names = " and ".join(device.name for device in settings.devices)
     with activity.waiting(f"a slot of {names}: all {settings.slots * len(settings.devices)} are taken by other fits"):
         with _hands:
@@ -109,7 +122,7 @@ def _taken(settings: Settings) -> _Held:
                     if offer is not None:
                         _offered.remove(offer)
                         return offer
-                held = _acquired(settings)
+                held = _locked(settings)
                 if held is not None:
                     return held
         finally:
@@ -122,17 +135,16 @@ def _taken(settings: Settings) -> _Held:
                 _give_back(one)
 
 
-def _acquired(settings: Settings) -> _Held | None:
-    """A slot that nobody holds, the least used device first, with its place in the server's limit; None where none is free."""
+def _locked(settings: Settings) -> _Held | None:
+    """The lock file of a slot that nobody holds, of the least used device; None where none is free."""
     for number in range(settings.slots):
         for device, lock in _locks(settings.devices, number):
-            with ExitStack() as guards:
-                try:
-                    guards.enter_context(lock.acquire(blocking=False))
-                except Timeout:
-                    continue
-                guards.enter_context(admitted(limit_name(device.name) if settings.has_limits else None))
-                return _Held(device, number, time.monotonic(), guards.pop_all())
+            guards = ExitStack()
+            try:
+                guards.enter_context(lock.acquire(blocking=False))
+            except Timeout:
+                continue
+            return _Held(device, number, guards, time.monotonic())
     return None
 
 
@@ -140,7 +152,7 @@ def _hand_on(held: _Held) -> None:
     """To a fit of this process that waits, while this turn lasts; else to whoever comes first."""
     with _hands:
         lasts = time.monotonic() - held.since < _TURN_SECONDS
-        if lasts and sum(map(held.suits, _waiting)) > len(_offered):
+        if lasts and sum(map(held.suits, _waiting)) > sum(one.device == held.device for one in _offered):
             _offered.append(held)
             _hands.notify_all()
             return
@@ -152,16 +164,20 @@ def _hand_on(held: _Held) -> None:
 
 def _give_back(held: _Held) -> None:
     """To whoever comes first, of any process."""
-    if held.device.name != "cpu":
-        import torch
+    try:
+        if held.device.name != "cpu":
+            import torch
 
-        torch.cuda.empty_cache()  # what torch keeps for later, the slot's next holder needs now
-    held.guards.close()
+            torch.cuda.empty_cache()  # what torch keeps for later, the slot's next holder needs now
+    finally:
+        held.guards.close()
 
 
 def _locks(devices: Iterable[Device], number: int) -> list[tuple[Device, FileLock]]:
     folder = lock_folder()
-    return [(one, FileLock(folder / f"{identity(one.name)}-{number}.lock", mode=0o666)) for one in devices]
+    # One thread may take a slot and another give it back.
+    options: dict[str, Any] = {"mode": 0o666, "thread_local": False}
+    return [(one, FileLock(folder / f"{identity(one.name)}-{number}.lock", **options)) for one in devices]
 
 
 def identity(device: str) -> str:

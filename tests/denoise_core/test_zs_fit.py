@@ -38,6 +38,7 @@ from denoise_core.methods.zs_fit.pairs import (
     held_out_errors,
     independent,
     recorrupt,
+    share_passed,
 )
 from denoise_core.methods.zs_fit.prepared import Prepared, noise_of_frames, prepare
 
@@ -275,6 +276,7 @@ def test_the_target_is_independent_where_the_noise_level_was_off(clean: Pixels, 
     (pair,) = independent([replace(found, estimate=x[0] + 0.01 * (found.source - x[0]))])
     shared = float(((pair.source - x[0]) * (pair.target - x[0])).mean())
     assert abs(shared) < 0.06
+    assert share_passed([pair]) == pytest.approx(0.01, abs=0.006), "the noise that was added is still known"
     # An estimate that follows the noise itself says nothing of it.
     assert torch.equal(independent([found])[0].target, found.target)
 

@@ -16,7 +16,7 @@ import torch
 
 from denoise_core.device import Device
 from denoise_core.methods import FitDiverged, Step, zs_fit
-from denoise_core.methods.zs_fit import fitting, together
+from denoise_core.methods.zs_fit import fitting, optimiser, together
 from denoise_core.methods.zs_fit.fitting import Fitted, Plan, Size, fit
 from denoise_core.methods.zs_fit.network import (
     Layout,
@@ -238,6 +238,18 @@ def test_where_memory_runs_out_fewer_fits_are_worked_on_at_once_then_fewer_crops
     for one, other in zip(found, undisturbed, strict=True):
         assert isinstance(one, Fitted)
         torch.testing.assert_close(one.weights, other.weights, atol=1e-5, rtol=0)
+
+
+def test_what_breaks_as_a_fit_joins_is_told_to_all_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optimiser.Optimisers, "begin", broken)
+        ends = at_once(lambda: beside(1), lambda: beside(2))
+    assert [str(end) for end in ends] == ["the device is gone"] * 2
+    assert ends[0] is not ends[1], "each thread raises an error of its own"
+    assert isinstance(beside(3), Fitted)
 
 
 def test_memory_for_not_even_one_crop_is_an_error_of_all_and_the_batch_can_be_used_again(

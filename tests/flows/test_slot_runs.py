@@ -138,8 +138,8 @@ def test_the_fits_of_as_many_images_as_there_are_slots_are_one_batch_and_the_byt
 @pytest.mark.parametrize(
     ("options", "memory", "slots"),
     [
-        ({}, 24 * 10**9, 6),
-        ({}, 150 * 10**9, 16),
+        ({}, 9 * 10**9, 2),
+        ({}, 150 * 10**9, 4),
         ({}, 2 * 10**9, 1),
         ({"slots": 3}, 150 * 10**9, 3),
         ({"preset": "paper"}, 150 * 10**9, 1),

@@ -137,6 +137,9 @@ def test_a_process_hands_its_slot_on_without_asking_again(settings: Settings, mo
         asked.append(None)
 
     monkeypatch.setattr(tasks.slots, "admitted", admitted)
+    kept: list[object] = []  # as a traceback keeps a lock: its end is no release
+    locks_of = tasks.slots._locks
+    monkeypatch.setattr(tasks.slots, "_locks", lambda *given: kept.append(locks_of(*given)) or kept[-1])
     one = replace(settings, slots=1, has_limits=True)
     done: list[int] = []
 
@@ -156,6 +159,41 @@ def test_a_process_hands_its_slot_on_without_asking_again(settings: Settings, mo
     assert sorted(done) == list(range(6))
     assert asked == [limit_name("cpu"), None]
     assert free_slots(settings.device, 1) == 1
+
+
+def test_nothing_is_offered_to_a_fit_that_waits_for_the_server(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has its slot: what another one hands on would lie idle."""
+    asking, may_have = threading.Event(), threading.Event()
+
+    @contextmanager
+    def admitted(limit: str | None) -> Iterator[None]:
+        if threading.current_thread().name == "second":
+            asking.set()
+            may_have.wait(30)
+        yield
+
+    monkeypatch.setattr(tasks.slots, "admitted", admitted)
+    ended = threading.Event()
+
+    def fit() -> None:
+        with hold_slot(settings):
+            ended.wait(30)
+
+    first, second = threading.Thread(target=fit), threading.Thread(target=fit, name="second")
+    first.start()
+    second.start()
+    try:
+        assert asking.wait(30)
+        ended.set()
+        first.join(30)
+        assert not tasks.slots._offered
+        assert free_slots(settings.device, 2) == 1
+    finally:
+        may_have.set()
+        second.join(30)
+    assert free_slots(settings.device, 2) == 2
 
 
 def test_a_busy_process_lets_another_have_its_turn(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,11 +45,12 @@ class Pair:
     target: Tensor
     valid: Tensor
     place: tuple[int, int, int] = (0, 0, 0)  # frame, first row and first column in the stack
+    variance: float = 1.0  # v of the image's noise, for which the target z − v n/α is independent of the source
 
     @property
     def noise(self) -> Tensor:
         """What was added to split the image: (C, H, W), standard normal."""
-        return (self.source - self.target) / (ALPHA + 1 / ALPHA)
+        return (self.source - self.target) / (ALPHA + self.variance / ALPHA)
 
     @property
     def passed(self) -> Tensor:
@@ -109,11 +110,14 @@ def independent(pairs: Sequence[Pair]) -> list[Pair]:
     excess = variance - 1
     if abs(excess) <= SURE + PASSED * passed:
         return list(pairs)
-    return [replace(pair, target=pair.target - excess / ALPHA * pair.noise) for pair in pairs]
+    return [
+        replace(pair, target=pair.target - excess / ALPHA * pair.noise, variance=pair.variance + excess)
+        for pair in pairs
+    ]
 
 
 def share_passed(pairs: Sequence[Pair]) -> float:
-    """Which share of the noise the estimates of pairs let pass, 0 to 1, by what they follow of the noise that was added."""
+    """Which share of the noise the estimates of pairs let pass, at least 0, by what they follow of the noise that was added."""
     weight = sum(float(pair.valid.sum()) * len(pair.source) for pair in pairs)
     return max(0.0, sum(float((pair.passed * pair.valid).sum()) for pair in pairs) / max(weight, 1.0))
 

@@ -121,9 +121,9 @@ class Batch:
         except BaseException as error:  # noqa: BLE001 - each thread raises it
             with self._changed:
                 broken, self._queue = [*self._jobs.values(), *self._queue], []
-            self._jobs = {}
+            self._jobs, self._pixels = {}, torch.empty(0)
             for job in broken:
-                self._end(job, error)
+                self._end(job, _own(error))
 
     def _admit(self) -> None:
         """Give free places to jobs that wait; where memory does not suffice for theirs, those that have places go on."""
@@ -132,19 +132,24 @@ class Batch:
             joining, self._queue = self._queue[: len(free)], self._queue[len(free) :]
         if not joining:
             return
-        jobs = self._jobs | dict(zip(free, joining, strict=False))
         try:
-            self._pixels = torch.cat([job.pixels for job in jobs.values()])
-        except torch.OutOfMemoryError as error:
+            self._join(dict(zip(free, joining, strict=False)))
+        except BaseException as error:
             for job in joining:
-                self._end(job, error)
-            return
+                self._end(job, _own(error))
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
+
+    def _join(self, joining: dict[int, Job]) -> None:
+        """Give places to jobs; `_jobs` has them once all that may fail is done."""
+        jobs = self._jobs | joining
+        self._pixels = torch.cat([job.pixels for job in jobs.values()])
         sizes = [len(job.pixels) for job in jobs.values()]
         for job, own in zip(jobs.values(), torch.split(self._pixels, sizes), strict=True):
             job.pixels = own  # the one copy from here on
         self._firsts[list(jobs)] = torch.tensor([0, *sizes[:-1]]).cumsum(0)
-        for place in jobs.keys() - self._jobs.keys():
-            self._optimisers.begin(place, jobs[place].weights)
+        for place, job in joining.items():
+            self._optimisers.begin(place, job.weights)
             self._losses[place] = 0
         self._jobs = jobs
 
@@ -216,6 +221,16 @@ class Batch:
         with self._changed:
             job.error, job.ended = error, True
             self._changed.notify_all()
+
+
+def _own(error: BaseException) -> BaseException:
+    """An error of the same kind for one of several threads: raised in all, the same one would keep the frames of all."""
+    try:
+        found = type(error)(*error.args)
+    except Exception:  # noqa: BLE001 - some take other arguments
+        found = RuntimeError(str(error))
+    found.__cause__ = error
+    return found
 
 
 def run(kind: Kind, job: Job) -> float:

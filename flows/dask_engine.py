@@ -47,7 +47,7 @@ def dask_settings(*, own: bool) -> Iterator[None]:
     for name in ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application"):
         logger = logging.getLogger(name)  # each has a handler of its own for the console
         logger.setLevel(logging.WARNING)
-        logger.handlers.clear()
+        logger.handlers[:] = [logging.NullHandler()]  # with none at all Python would write to the console itself
         logger.propagate = False
     logging.getLogger("distributed.client").propagate = True  # to the run's log, by its parent
     ours: dict[str, object] = {}

@@ -280,8 +280,8 @@ def test_a_killed_run_leaves_no_worker(name: str, tmp_path: Path) -> None:
     started = Started.of(images, output, *OPTIONS, "--engine", name)
     until(lambda: len(ledger.latest_rows(output)) >= 4, started)
     started.process.kill()  # it alone: its workers must find out
-    started.process.wait()
     assert started.left_behind() == []
+    started.process.communicate()  # ends with the last that could write to it
     status, said = Started.of(images, output, *OPTIONS, "--engine", name).wait()
     assert status == 0, said
     assert differences(output, expected) == []

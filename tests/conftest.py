@@ -19,10 +19,13 @@ os.environ["DENOISE_STATE_DIR"] = f"{_OWN}/state"  # no server that runs here al
 for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_PROFILE"):
     os.environ.pop(name, None)
 
+from flows import process  # noqa: E402
 from flows.server import prepare_environment  # noqa: E402
 from tests import watching  # noqa: E402
 
 prepare_environment()
+# Here every warning is an error, and a library that silences one of its own does so for all threads or none, as they take turns.
+process._TURN_SECONDS = 0.005
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
 

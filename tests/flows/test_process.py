@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from flows import process
 from flows.process import short_turns
 
 COUNT = """
@@ -45,7 +46,8 @@ def test_threads_share_one_arena() -> None:
     assert arenas("one") == 1
 
 
-def test_turns_are_short_while_a_run_goes_on() -> None:
+def test_turns_are_short_while_a_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_TURN_SECONDS", 0.0002)
     before = sys.getswitchinterval()
     with short_turns():
         assert sys.getswitchinterval() < before / 10

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.errors import StartError
+from tasks.background import beside
 from tasks.faults import stop_if_interrupted
 
 START_SECONDS = 300.0  # on a machine that is busy; one that ends at once is noticed at once
@@ -104,9 +105,8 @@ class ServerProcess:
     @contextmanager
     def kept_alive(self) -> Iterator[None]:
         """While inside, a server that ends is started again on its port, a few times in a row; then ``gave_up`` is set."""
-        leaving = threading.Event()
 
-        def watch() -> None:
+        def watch(leaving: threading.Event) -> None:
             restarts = 0
             last = time.monotonic()
             while not leaving.wait(0.5):
@@ -123,13 +123,8 @@ class ServerProcess:
                         self.child.stdin.close()
                     self.child = self._start()
 
-        watching = threading.Thread(target=watch, name="prefect-server", daemon=True)
-        watching.start()
-        try:
+        with beside(watch, "prefect-server"):
             yield
-        finally:
-            leaving.set()
-            watching.join()
 
     def last_words(self) -> str:
         """The last line that the process printed."""

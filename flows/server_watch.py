@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from tasks.background import beside
 
 LOST_SECONDS = 180.0
 _TOLD_SECONDS = 20.0
@@ -21,14 +24,8 @@ def watched(url: str) -> Iterator[None]:
     Nothing is lost by that: what is done is in the ledger, and the same command goes on. Waiting for a server that
     restarts is Prefect's business.
     """
-    leaving = threading.Event()
-    watching = threading.Thread(target=_watch, args=(url, leaving), name="server-watch", daemon=True)
-    watching.start()
-    try:
+    with beside(functools.partial(_watch, url), "server-watch"):
         yield
-    finally:
-        leaving.set()
-        watching.join()
 
 
 def _watch(url: str, leaving: threading.Event) -> None:

@@ -110,7 +110,12 @@ COLUMNS = (
         "float64",
         "Value range that PSNR and SSIM refer to: the data type's, or the clean image's for floats and 32-bit integers",
     ),
-    Column("sigma_estimate", "float64", "Noise level estimated from the noisy image alone, in the file's intensities"),
+    Column(
+        "sigma_estimate",
+        "float64",
+        "Noise level estimated from the noisy image alone, in the file's intensities: what zs-fit and nl-bayes took it for, at "
+        "the mean; under other methods a quick estimate",
+    ),
     Column("residual_autocorrelation", "float64", "Autocorrelation of noisy - denoised at lag one; 0 for white noise"),
     Column("mean_noisy", "float64", "Mean of the noisy image, in the file's intensities"),
     Column("mean_denoised", "float64", "Mean of the denoised pixels, rounded and clipped, in the file's intensities"),

@@ -8,6 +8,7 @@ the run was killed.
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tasks.background import beside
 from tasks.faults import interrupt
 from tasks.logs import logging_to
 from tasks.settings import Settings
@@ -39,9 +41,9 @@ def showing_life(settings: Settings) -> Iterator[None]:
     if not settings.elsewhere:
         yield
         return
-    path, left = settings.run_folder / ALIVE, threading.Event()
+    path = settings.run_folder / ALIVE
 
-    def show() -> None:
+    def show(left: threading.Event) -> None:
         for beat in itertools.count():
             with suppress(OSError):  # a full disk is for the chunks to find
                 path.write_text(f"{beat}\n", encoding="ascii")
@@ -51,13 +53,8 @@ def showing_life(settings: Settings) -> Iterator[None]:
                         path.unlink(missing_ok=True)
                     return
 
-    showing = threading.Thread(target=show, name="signs-of-life", daemon=True)
-    showing.start()
-    try:
+    with beside(show, "signs-of-life"):
         yield
-    finally:
-        left.set()
-        showing.join()
 
 
 def stop_workers_of(run_folder: Path) -> None:
@@ -83,15 +80,11 @@ def serving(settings: Settings) -> Iterator[None]:
     import torch
 
     torch.set_num_threads(settings.device.threads)
-    left = threading.Event()
-    listening = threading.Thread(target=_listen, args=(folder / ALIVE, left), name="end-of-run", daemon=True)
     with logging_to(folder / f"log-{socket.gethostname()}-{os.getpid()}.txt"):
-        listening.start()
         try:
-            yield
+            with beside(functools.partial(_listen, folder / ALIVE), "end-of-run"):
+                yield
         finally:
-            left.set()
-            listening.join()
             interrupt.clear()  # it was this run's; the next work may be another's
 
 

@@ -52,6 +52,16 @@ class Plan:
     kernel_rate: float
     side: int = 64
 
+    @property
+    def grain(self) -> int:
+        """Crops whose gradient is computed at once."""
+        return min(GRAIN, self.crops)
+
+    @property
+    def grains(self) -> int:
+        """How many of these make a step."""
+        return self.crops // self.grain
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -98,6 +108,7 @@ def fit(
         layout = Layout(pairs[0].source.shape[0], plan.size.width, plan.size.layers)
     else:
         raise ValueError("a plan without a size fits a network further: give its start")
+    make_deterministic(device)
     descend = _descend_together if beside_others and device.name != "cpu" else _descend
     unfitted = sum(float(pair.loss(pair.estimate)) for pair in pairs) / len(pairs)
     loss = math.nan
@@ -126,7 +137,6 @@ def _descend(
     on_step: OnStep,
 ) -> float:
     """Run the fit on `weights`, in place; the mean loss of the last steps, not finite where it diverged."""
-    make_deterministic(device)
     optimiser = Optimiser(
         layout,
         weights,
@@ -137,15 +147,12 @@ def _descend(
     )
     dtype = _dtype(device)
     on_cpu = device.name == "cpu"
-    grain = min(GRAIN, plan.crops)
-    grains = plan.crops // grain
+    grain, grains = plan.grain, plan.grains
     at_once = 1 if on_cpu else grains
     crops = Crops(pairs, plan.side)
 
     def gradient(parameters: list[Tensor], serials: Sequence[int]) -> tuple[Tensor, Tensor]:
-        draws = [
-            crops.draw(grain, torch.Generator().manual_seed(derived_seed("grain", seed, serial))) for serial in serials
-        ]
+        draws = [crops.draw(grain, _generator(seed, serial)) for serial in serials]
         source, estimate, target, valid = (torch.cat(parts) for parts in zip(*draws, strict=True))
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
         loss = ((corrected(leaves, source, estimate) - target).square() * valid).mean()
@@ -196,17 +203,16 @@ def _descend_together(
     on_step: OnStep,
 ) -> float:
     """As `_descend`, the same crops and the same steps, in one batch with the fits of other threads."""
-    make_deterministic(device)
-    grain = min(GRAIN, plan.crops)
-    grains = plan.crops // grain
-    crops = Crops(pairs, plan.side)
-    places = [
-        crops.places(grain, torch.Generator().manual_seed(derived_seed("grain", seed, serial)))
-        for serial in range(plan.steps * grains)
-    ]
+    crops, count = Crops(pairs, plan.side), plan.grain * plan.grains
+    places = [crops.places(plan.grain, _generator(seed, serial)) for serial in range(plan.steps * plan.grains)]
     rates = schedule(rate=plan.rate * rate, kernel_rate=plan.kernel_rate * rate, steps=plan.steps)
-    job = Job(weights, crops.pixels(), torch.tensor(places).view(plan.steps, grains * grain, 3), rates, on_step)
-    return run(Kind(device, layout, grains * grain, crops.side), job)
+    job = Job(weights, crops.pixels(), torch.tensor(places).view(plan.steps, count, 3), rates, on_step)
+    return run(Kind(device, layout, count, crops.side), job)
+
+
+def _generator(seed: int, serial: int) -> torch.Generator:
+    """What the crops of one grain are drawn by, counted over all steps."""
+    return torch.Generator().manual_seed(derived_seed("grain", seed, serial))
 
 
 @contextmanager

@@ -55,7 +55,17 @@ class Pair:
     @property
     def passed(self) -> Tensor:
         """What the estimate lets pass of the noise that was added, by its mean: (C, H, W)."""
-        return (self.estimate - self.source + ALPHA * self.noise) * self.noise / ALPHA
+        noise = self.noise
+        return (self.estimate - self.source + ALPHA * noise) * noise / ALPHA
+
+    def with_variance(self, variance: float) -> Pair:
+        """The pair with the target that is independent of the source where the image's noise has this variance, v: z − v n/α.
+
+        Of the variance 1 that is assumed, v − 1 would be what their noises have in common: fits and judgement would reward
+        what takes noise over with the wrong sign, or lets it pass.
+        """
+        more = (variance - self.variance) / ALPHA
+        return replace(self, target=self.target - more * self.noise, variance=variance)
 
     @property
     def judged(self) -> int:
@@ -96,10 +106,9 @@ def recorrupt(
 def independent(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs of one image with the targets that belong to the variance v that its noise shows once it is denoised.
 
-    Where v is not 1, the noises of source and target are correlated by v − 1, and fits and judgement reward what takes
-    noise over with the wrong sign, or lets it pass. z − v n/α is independent of the source. An estimate that lets the share
-    p of the noise pass leaves v + α² = (E − p (1 + α²)) / (1 − 2 p), where E is the mean square of what it takes away and its
-    own error that of a posterior mean, p times the noise's variance: known as well as p is small.
+    An estimate that lets the share p of the noise pass leaves v + α² = (E − p (1 + α²)) / (1 − 2 p), where E is the mean
+    square of what it takes away and its own error that of a posterior mean, p times the noise's variance: known as well as
+    p is small.
     """
     weight = sum(float(pair.valid.sum()) * len(pair.source) for pair in pairs)
     passed = share_passed(pairs)
@@ -107,13 +116,9 @@ def independent(pairs: Sequence[Pair]) -> list[Pair]:
         return list(pairs)
     taken = sum(float(((pair.estimate - pair.source).square() * pair.valid).sum()) for pair in pairs) / weight
     variance = (taken - passed * LEVEL**2) / (1 - 2 * passed) - ALPHA**2 + LOWER * passed
-    excess = variance - 1
-    if abs(excess) <= SURE + PASSED * passed:
+    if abs(variance - 1) <= SURE + PASSED * passed:
         return list(pairs)
-    return [
-        replace(pair, target=pair.target - excess / ALPHA * pair.noise, variance=pair.variance + excess)
-        for pair in pairs
-    ]
+    return [pair.with_variance(variance) for pair in pairs]
 
 
 def share_passed(pairs: Sequence[Pair]) -> float:
@@ -130,7 +135,11 @@ def held_out_errors(pair: Pair, result: Tensor) -> Tensor:
     photons; not for noise that is correlated from pixel to pixel. Pixels that are not valid count 0.
     """
     rows = slice(pair.fitted, None)
-    errors = ((result - pair.target)[:, rows].square() * pair.valid[:, rows]).mean(dim=0)
+    return means_of_blocks(((result - pair.target)[:, rows].square() * pair.valid[:, rows]).mean(dim=0))
+
+
+def means_of_blocks(errors: Tensor) -> Tensor:
+    """Of (H, W), the means over squares of `BLOCK`, or of what is narrower; what is left over at the ends does not count."""
     side = min(BLOCK, *errors.shape)
     down, across = (length // side for length in errors.shape)
     blocks: Tensor = errors[: down * side, : across * side].reshape(down, side, across, side).mean(dim=(1, 3))

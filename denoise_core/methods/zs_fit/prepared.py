@@ -17,7 +17,7 @@ from denoise_core.methods.frames import Stack, chosen
 from denoise_core.methods.zs_fit.application import MOST_CHANNELS, estimated, to_tensor
 from denoise_core.methods.zs_fit.channels import least_noise
 from denoise_core.methods.zs_fit.noise_level import NoiseLevel, Stabiliser, by_details, estimate, thinned
-from denoise_core.methods.zs_fit.pairs import BLOCK, Pair, independent, recorrupt, wins
+from denoise_core.methods.zs_fit.pairs import BLOCK, Pair, independent, means_of_blocks, recorrupt, wins
 
 LEAST_SIDE = 64  # of an image that a network is fitted to
 WINDOW_SIDE = 256
@@ -79,7 +79,7 @@ class Prepared:
         noise = torch.randn(z.shape, generator=generator).to(z.device)
         if _share_noise(z):
             return 1  # which recorrupting would not show
-        excess = _variance_of_still_parts(z) - 1
+        variance = _variance_of_still_parts(z)
         judged = range((many - few) // 2, (many - few) // 2 + few)
         best, least = 1, None
         for done, window in enumerate(candidates):
@@ -92,11 +92,9 @@ class Prepared:
             part = slice(seen.start, seen.stop)
             frames_judged = [frame - seen.start for frame in judged]
             pairs = recorrupt(z[part], valid[part], noise[part], estimate_of, frames_judged)
-            missed = torch.cat([_missed(pair, excess) for pair in pairs])
-            block = min(BLOCK, *missed.shape)
-            down, across = (side // block for side in missed.shape)
-            blocks = missed[: down * block, : across * block].reshape(down, block, across, block)
-            errors = blocks.mean(dim=(1, 3)).flatten()
+            shown = [pair.with_variance(variance) for pair in pairs]
+            missed = [((pair.estimate - pair.target).square() * pair.valid).mean(dim=0) for pair in shown]
+            errors = means_of_blocks(torch.cat(missed))
             if least is None or wins(errors, least):
                 best, least = window, errors
         return best
@@ -146,15 +144,6 @@ def _share_noise(z: Tensor) -> bool:
     own = [min(1.0, by_details(plane)) for plane in planes]  # less than 1 where photons are few
     pairs = zip(planes, planes[1:], own, own[1:], strict=False)
     return any(by_details(b - a) < SAME_NOISE * math.hypot(of_a, of_b) for a, b, of_a, of_b in pairs)
-
-
-def _missed(pair: Pair, excess: float) -> Tensor:
-    """The squared error of a pair's estimate to its target, (H, W), as if z's noise had variance 1.
-
-    Where it has more, the noises of source and target are correlated, which favours estimates that let noise pass: by twice
-    what they let pass, times the excess.
-    """
-    return (((pair.estimate - pair.target).square() + 2 * excess * pair.passed) * pair.valid).mean(dim=0)
 
 
 def _variance_of_still_parts(z: Tensor) -> float:

@@ -326,8 +326,7 @@ def _start(config: RunConfig | CompareConfig, *, as_json: bool) -> int:
     from flows.server import connected
     from tasks.faults import interrupt, sentence
 
-    remote = getattr(config, "engine", "local").startswith("dask:")
-    if not remote and (config.device == "all" or config.device.startswith("cuda")):
+    if not config.engine.startswith("dask:") and (config.device == "all" or config.device.startswith("cuda")):
         from denoise_core.device import choose_all
 
         choose_all(config.device)  # a device that is not there is said before a server is started

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -18,20 +16,21 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from denoise_core import __version__
-from denoise_core.device import choose_all
+from denoise_core.device import Device
 from flows import preflight
 from flows.compare_config import CompareConfig
 from flows.config import MOST_SLOTS, OnExisting, RunConfig
 from flows.console import duration
-from flows.denoise_directory import ending_gently, only_run, run_into, share
+from flows.denoise_directory import ending_gently, only_run, run_into, too_many
+from flows.engine import opened
 from flows.errors import StartError
 from flows.progress import Progress, announce, as_part_of, introduce, slug, told
+from flows.protocol import protocol_of
 from tasks import comparison, failures, ledger
 from tasks import scan as scanning
 from tasks.comparison import Cell
 from tasks.comparison_page import PAGE, SHEET, write_summary
 from tasks.faults import Interrupted, interrupt, sentence
-from tasks.published import beside
 from tasks.scan import Scan
 from tasks.table import DONE, FAILED, Row, text
 from tasks.work import Source
@@ -89,7 +88,8 @@ def compare(config: CompareConfig) -> State[Any]:
     """Every method of ``config`` at every noise and seed; see :class:`flows.compare_config.CompareConfig`.
 
     The returned state is *Completed* when every image of every cell is done or explained by a row, *Failed* when a whole
-    cell broke, *Cancelled* when the user stopped it. Its data is a :class:`CompareSummary`.
+    cell broke or more results failed than ``strict`` or ``max_failed`` let, *Cancelled* when the user stopped it. Its data
+    is a :class:`CompareSummary`.
 
     Raises:
         StartError: the comparison cannot start as configured.
@@ -102,10 +102,11 @@ def compare(config: CompareConfig) -> State[Any]:
             found = look(config)
             if not found.todo:
                 raise StartError(f"INPUT: there is no image in {config.input} that can be read")
-            introduce(config, choose_all(config.device)[0].name, images=len(found.todo), left=len(found.todo))
-            cells = plan(config, found)
-            cells, broken = _work_through(cells)
-            return _end(config, found, cells, broken, started)
+            with opened(config.cell(config.methods[0], config.noises[0], config.seed)) as engine:
+                device = engine.devices(config.device)[0]  # a cluster that cannot do it is said now
+            introduce(config, device.name, images=len(found.todo), left=len(found.todo))
+            cells = _work_through(plan(config, found))
+            return _end(config, found, device, cells, started)
     except Interrupted:
         return Cancelled(message="stopped by the user before anything was done")
     finally:
@@ -169,11 +170,10 @@ def _done(cell: Cell, sources: Sequence[Source]) -> int:
     )
 
 
-def _work_through(cells: list[Planned]) -> tuple[list[Planned], int]:
-    """Run the cells that have something to do; those cells again, broken ones with their error, and how many broke."""
+def _work_through(cells: list[Planned]) -> list[Planned]:
+    """Run the cells that have something to do; those cells again, broken ones with their error."""
     whole = _Whole(cells)
     ended: list[Planned] = []
-    broken = 0
     for number, planned in enumerate(cells, start=1):
         if interrupt.is_set() or not planned.todo:
             ended.append(planned)
@@ -189,10 +189,10 @@ def _work_through(cells: list[Planned]) -> tuple[list[Planned], int]:
                 ended.append(planned)
                 continue
         if isinstance(outcome, BaseException) and not interrupt.is_set():
-            error, broken = sentence(outcome), broken + 1
+            error = sentence(outcome)
             announce(f"{cell.candidate} at {cell.noise} broke off: {error}")
         ended.append(replace(planned, cell=replace(cell, error=error)))
-    return ended, broken
+    return ended
 
 
 class _Whole:
@@ -247,7 +247,7 @@ class _Whole:
         return rest + (here if here is not None else cell.total * known.get(self._now.cell.candidate, usual))
 
 
-def _end(config: CompareConfig, found: Scan, cells: list[Planned], broken: int, started: float) -> State[Any]:
+def _end(config: CompareConfig, found: Scan, device: Device, cells: list[Planned], started: float) -> State[Any]:
     """Write what the cells have found, and say how it ended."""
     logger = get_run_logger()
     root = config.output.resolve()
@@ -257,7 +257,7 @@ def _end(config: CompareConfig, found: Scan, cells: list[Planned], broken: int, 
         {text(source.name): source.sha256 for source in found.todo},
         found.refused,
     )
-    protocol = protocol_of(config, found, rows)
+    protocol = protocol_of(config, found, device, rows)
     provenance = {
         "software": f"denoise-flows {__version__}",
         "config": config.model_copy(update={"input": config.input.resolve(), "output": root}).to_toml(),
@@ -286,77 +286,14 @@ def _end(config: CompareConfig, found: Scan, cells: list[Planned], broken: int, 
     logger.info("%d done, %d failed; %s", summary.done, summary.failed, summary.report)
     if summary.interrupted:
         return Cancelled(message=f"stopped by the user; {summary.done} done, the next run goes on", data=summary)
-    if broken:
+    if broken := sum(planned.cell.error is not None for planned in cells):
         return Failed(message=f"{broken} of {len(cells)} cells broke off", data=summary)
-    said = f"{summary.done} results of {summary.images} images in {duration(summary.seconds)}"
     why = failures.told(failures.by_reason(failed))
+    if rule := too_many(config, summary.failed, len(rows)):
+        return Failed(message=f"{summary.failed} of {len(rows)} results failed, {rule}: {why}", data=summary)
+    said = f"{summary.done} results of {summary.images} images in {duration(summary.seconds)}"
     return Completed(message=f"{said}; {summary.failed} failed{f': {why}' if why else ''}", data=summary)
-
-
-def _in_words(threads: Sequence[int], fits: int) -> str:
-    """So many threads a fit (some fits of an earlier run may have had more or fewer), and how many fits at once."""
-    number = " or ".join(map(str, threads))
-    at_once = "one at a time" if fits == 1 else f"up to {fits} at once"
-    return f"{number} thread{'s' * (number != '1')} a fit, {at_once}"
 
 
 def _named(row: Row) -> str:
     return f"{row['source']} ({row['candidate']} at {row['noise']}, seed {row['seed']})"
-
-
-def protocol_of(config: CompareConfig, found: Scan, rows: Sequence[Row] = ()) -> dict[str, Any]:
-    """How the comparison was made, as plain JSON; ``notes`` says it in sentences, ``rows`` what was measured."""
-    device = choose_all(config.device)[0]
-    threads = {}
-    for candidate in config.methods:
-        one, slots = share(device, config.cell(candidate, config.noises[0], config.seed))
-        used = {row["threads"] for row in rows if row["candidate"] == candidate and row["threads"] is not None}
-        threads[candidate] = _in_words(sorted(used) or [one.threads], min(slots, max(1, len(found.todo))))
-    clipped = [noise for noise in config.noises if config.clips(noise)]
-    crop = "whole images" if config.crop is None else f"centre crops of {config.crop} × {config.crop} pixels"
-    noise = "The images have noise of their own and are scored against --reference."
-    if config.noise:
-        cut = "none of it clipped" if not clipped else f"clipped to the value range: {', '.join(clipped)}"
-        noise = (
-            f"Noise added to the clean images: {', '.join(config.noise)}; {cut}. It is drawn from the seed and the "
-            "image's path: the same for every method."
-        )
-    last = config.seed + config.seeds - 1
-    seeds = f"Seed {config.seed}" if config.seeds == 1 else f"Seeds {config.seed} to {last}"
-    alike = {what: [name for name in threads if threads[name] == what] for what in threads.values()}
-    how = "; ".join(what if len(alike) == 1 else f"{', '.join(names)}: {what}" for what, names in alike.items())
-    return {
-        "protocol": config.protocol.value,
-        "software": f"denoise-flows {__version__}",
-        "images": len(found.todo),
-        "crop": config.crop,
-        "noise": [{"noise": noise, "clipped": config.clips(noise)} for noise in config.noises],
-        "seeds": list(range(config.seed, last + 1)),
-        "methods": list(config.methods),
-        "against": config.compared_with,
-        "device": device.name,
-        "precision": device.precision,
-        "threads": threads,
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "packages": {name: version(name) for name in ("torch", "numpy", "scikit-image", "PyWavelets")},
-        "published": beside(
-            [source.name for source in found.todo],
-            [source.header.shape for source in found.todo],
-            config.noises,
-            crop=config.crop,
-            clips=config.clips,
-        ),
-        "notes": [
-            f"{len(found.todo)} images of {config.input.resolve().name}, {crop}.",
-            noise,
-            f"{seeds} for noise and fits. Every fit's last iterate: no clean image takes part in any choice.",
-            "The noise level is told to no method.",
-            "PSNR and SSIM of the pixels as they are written, rounded to the data type and clipped to its range, which is "
-            "the data range; PSNR over all pixels and channels, SSIM with a Gaussian window (σ 1.5), mean over channels. "
-            "Noisy images are scored unrounded.",
-            "Means are over the images that every method has done; ± is the standard deviation over images.",
-            "Seconds an image: fit and application on the wall, without reading, scoring, writing and waiting; of a "
-            "network for the whole directory, the image's share of its fit. Measured in this run, one method at a time: "
-            f"{device.name}, {device.precision}; {how}.",
-        ],
-    }

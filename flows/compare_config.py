@@ -14,7 +14,17 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from flows.config import PRESETS, MethodChoice, OnExisting, Preset, RunConfig, Scope, for_the_form, to_toml
+from flows.config import (
+    PRESETS,
+    MethodChoice,
+    OnExisting,
+    Preset,
+    RunConfig,
+    Scope,
+    check_run_options,
+    for_the_form,
+    to_toml,
+)
 
 
 class Protocol(StrEnum):
@@ -119,7 +129,12 @@ class CompareConfig(BaseModel):
     )
     device: str = _as_in_a_run("device")
     slots: int | None = _as_in_a_run("slots")
+    engine: str = _as_in_a_run("engine")
+    worker_wait: float = _as_in_a_run("worker_wait")
+    chunk: int | None = _as_in_a_run("chunk")
     max_megapixels: float = _as_in_a_run("max_megapixels")
+    strict: bool = _as_in_a_run("strict")
+    max_failed: float | None = _as_in_a_run("max_failed")
     on_existing: OnExisting = _as_in_a_run("on_existing")
 
     @field_validator("input", "output", "reference", mode="before")
@@ -167,6 +182,7 @@ class CompareConfig(BaseModel):
 
     @model_validator(mode="after")
     def _options_agree(self) -> Self:
+        check_run_options(self)
         if not self.noise and self.reference is None:
             raise ValueError(
                 "--noise is missing, such as --noise gauss:25; or --reference, for images with noise of their own"
@@ -226,6 +242,9 @@ class CompareConfig(BaseModel):
             seed=seed,
             device=self.device,
             slots=self.slots,
+            engine=self.engine,
+            worker_wait=self.worker_wait,
+            chunk=self.chunk,
             max_megapixels=self.max_megapixels,
             on_existing=OnExisting.OVERWRITE if self.on_existing is OnExisting.OVERWRITE else OnExisting.RESUME,
         )

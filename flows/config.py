@@ -367,14 +367,11 @@ class RunConfig(BaseModel):
                 raise ValueError(f"--model is an option of --method zs-fit, not of {self.resolved_method}")
         if self.model is not None and self.scope not in (Scope.AUTO, Scope.DIRECTORY):
             raise ValueError("--model is applied to the whole directory: leave --scope out")
-        if self.strict and self.max_failed is not None:
-            raise ValueError("--strict lets no image fail and --max-failed a share of them: give one of the two")
         if self.clip_noise and self.noise == "none":
             raise ValueError("--clip-noise needs --noise, such as --noise gauss:25")
         if self.save_noisy and self.noise == "none":
             raise ValueError("--save-noisy needs --noise, such as --noise gauss:25")
-        if self.worker_wait != type(self).model_fields["worker_wait"].default and not self.engine.startswith("dask:"):
-            raise ValueError("--worker-wait is an option of --engine dask:ADDRESS")
+        check_run_options(self)
         self._style_options_agree()
         return self
 
@@ -476,6 +473,14 @@ class RunConfig(BaseModel):
     def to_toml(self) -> str:
         """The configuration as a TOML document that ``--config`` reads back."""
         return to_toml(self)
+
+
+def check_run_options(config: Any) -> None:
+    """Raise ValueError where options of how a run is made, which a comparison has too, contradict each other."""
+    if config.strict and config.max_failed is not None:
+        raise ValueError("--strict lets no image fail and --max-failed a share of them: give one of the two")
+    if config.worker_wait != RunConfig.model_fields["worker_wait"].default and not config.engine.startswith("dask:"):
+        raise ValueError("--worker-wait is an option of --engine dask:ADDRESS")
 
 
 def to_toml(config: BaseModel) -> str:

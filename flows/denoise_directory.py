@@ -29,6 +29,7 @@ from denoise_core.device import Device, choose
 from denoise_core.errors import DenoiseError
 from denoise_core.images import remove_stale_temporaries
 from flows import preflight, scopes
+from flows.compare_config import CompareConfig
 from flows.config import DOWNLOAD, MOST_SLOTS, MethodChoice, OnExisting, Preset, RunConfig, Scope
 from flows.console import duration
 from flows.engine import Deaths, Engine, EngineLost, Threads, WorkerDied, opened
@@ -172,9 +173,7 @@ def _verdict(
     if faults:
         return Failed(message=f"{failed}, since a chunk broke: {sentence(faults[0])}", data=summary)
     why = failures.told(reasons)
-    most = 0.0 if config.strict else config.max_failed
-    if most is not None and summary.failed > most * summary.images:
-        rule = "and --strict allows none" if config.strict else f"more than --max-failed {most:g} allows"
+    if rule := too_many(config, summary.failed, summary.images):
         return Failed(message=f"{failed}, {rule}: {why}", data=summary)
     said = f"{summary.done} image{'s' * (summary.done != 1)} done in {duration(summary.seconds)}"
     if summary.already_done:
@@ -182,6 +181,14 @@ def _verdict(
     if summary.psnr_noisy_db is not None and summary.psnr_denoised_db is not None:
         said += f", mean PSNR {summary.psnr_noisy_db:.2f} → {summary.psnr_denoised_db:.2f} dB"
     return Completed(message=f"{said}; {summary.failed} failed{f': {why}' if why else ''}", data=summary)
+
+
+def too_many(config: RunConfig | CompareConfig, failed: int, images: int) -> str | None:
+    """What rule so many failures break: that of ``strict`` or ``max_failed``."""
+    most = 0.0 if config.strict else config.max_failed
+    if most is None or failed <= most * images:
+        return None
+    return "and --strict allows none" if config.strict else f"more than --max-failed {most:g} allows"
 
 
 def _prepared(config: RunConfig, settings: Settings, found: Scan, engine: Engine, *, redo: bool) -> Settings:

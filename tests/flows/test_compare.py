@@ -302,20 +302,59 @@ def test_the_published_figures_stand_beside_kodak_by_the_published_protocol(
     planned = json.loads(capsys.readouterr().out)
     assert [cell["to_do"] for cell in planned["cells"]] == [24] * 6
     assert not (tmp_path / "out").exists()
-    from flows.compare import look, protocol_of
+    from denoise_core.device import choose
+    from flows.compare import look
+    from flows.compare_config import CompareConfig
+    from flows.config import build
+    from flows.protocol import protocol_of
+
+    def published(**options: object) -> list[dict[str, float]]:
+        given = {"input": tmp_path / "kodak", "output": tmp_path / "out", "methods": "none"}
+        config = build({**given, **options}, CompareConfig)
+        return list(protocol_of(config, look(config), choose("cpu"), [])["published"].values())
+
+    assert published(protocol="zsn2n-paper") == [{"gauss:25": 29.07, "gauss:50": 24.81, "poisson:50": 29.45}]
+    assert published(noise="gauss:25,poisson:50", crop=256) == [{"poisson:50": 29.45}]
+    assert 31.82 in [figures["gauss:25"] for figures in published(noise="gauss:25")]
+    shutil.copy(tmp_path / "kodak" / "kodim01.png", tmp_path / "kodak" / "other.png")
+    assert published(protocol="zsn2n-paper") == []
+
+
+def test_worker_processes_give_the_same_table(made: tuple[Path, Path], tmp_path: Path) -> None:
+    source, out = made
+    again = tmp_path / "again"
+    options = ["--noise", "gauss:25", "--crop", 48, "--methods", "nlm", "--engine", "processes", "--chunk", 1]
+    assert compare(source, again, *options) == 0
+    here = [row for row in rows_of(out) if (row["candidate"], row["noise"], row["seed"]) == ("nlm", "gauss:25", 0)]
+    there = rows_of(again)
+    alike = ("source", "output_sha256", "psnr_denoised_db", "ssim_denoised", "config_digest")
+    assert [[row[name] for name in alike] for row in there] == [[row[name] for name in alike] for row in here]
+    log = next((again / "cells").glob("*/nlm/runs/*/config.toml")).read_text(encoding="utf-8")
+    assert 'engine = "processes"' in log
+
+
+def test_a_cluster_that_is_not_there_is_said_before_anything_is_done(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(photos, tmp_path / "out", "--noise", "gauss:25", "--engine", "dask:tcp://127.0.0.1:9") == 2
+    assert "--engine dask:tcp://127.0.0.1:9: the workers report to Prefect as well" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+def test_failed_images_fail_a_strict_comparison_in_prefect(photos: Path, tmp_path: Path) -> None:
     from flows.compare_config import CompareConfig
     from flows.config import build
 
-    given = {"input": tmp_path / "kodak", "output": tmp_path / "out", "methods": "none"}
-    paper = build({**given, "protocol": "zsn2n-paper"}, CompareConfig)
-    (figures,) = protocol_of(paper, look(paper))["published"].values()
-    assert figures == {"gauss:25": 29.07, "gauss:50": 24.81, "poisson:50": 29.45}
-    unclipped = build({**given, "noise": "gauss:25,poisson:50", "crop": 256}, CompareConfig)
-    assert list(protocol_of(unclipped, look(unclipped))["published"].values()) == [{"poisson:50": 29.45}]
-    whole = build({**given, "noise": "gauss:25"}, CompareConfig)
-    assert 31.82 in [value["gauss:25"] for value in protocol_of(whole, look(whole))["published"].values()]
-    shutil.copy(tmp_path / "kodak" / "kodim01.png", tmp_path / "kodak" / "other.png")
-    assert protocol_of(paper, look(paper))["published"] == {}
+    (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:200])
+    given = {"input": photos, "output": tmp_path / "out", "methods": "none", "noise": "gauss:25"}
+    verdicts = {}
+    for name, options in {"lenient": {}, "share": {"max_failed": 0.4}, "few": {"max_failed": 0.3}}.items():
+        verdicts[name] = flows.compare.compare(build({**given, **options}, CompareConfig), return_state=True)
+    strict = flows.compare.compare(build({**given, "strict": True}, CompareConfig), return_state=True)
+    assert [verdicts[name].is_completed() for name in ("lenient", "share", "few")] == [True, True, False]
+    assert strict.is_failed()
+    assert strict.message is not None
+    assert strict.message.startswith("1 of 3 results failed, and --strict allows none: ")
 
 
 def test_dry_run_writes_nothing(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

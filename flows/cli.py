@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flows.process import share_one_arena
+from flows.signals import INTERRUPTED, stopping_on
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from flows.config import Config, RunConfig
     from flows.progress import Summary
 
-DONE, SOME_FAILED, NOT_STARTED, INTERRUPTED = 0, 1, 2, 130
+DONE, SOME_FAILED, NOT_STARTED = 0, 1, 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -324,13 +325,13 @@ def _start(config: RunConfig | CompareConfig, *, as_json: bool) -> int:
     from denoise_core.errors import DenoiseError
     from flows import console
     from flows.server import connected
-    from tasks.faults import interrupt, sentence
+    from tasks.faults import sentence
 
     if not config.engine.startswith("dask:") and (config.device == "all" or config.device.startswith("cuda")):
         from denoise_core.device import choose_all
 
         choose_all(config.device)  # a device that is not there is said before a server is started
-    with _stopping_on_signals(interrupt.set), connected() as server:
+    with _stopping(), connected() as server:
         from prefect import tags
 
         from flows.progress import hearing, listening
@@ -364,31 +365,8 @@ def _start(config: RunConfig | CompareConfig, *, as_json: bool) -> int:
     return SOME_FAILED if summary.failed or state.is_failed() else DONE
 
 
-class _stopping_on_signals:  # noqa: N801 - used as a statement
-    """The first Ctrl-C or termination signal asks the run to stop, a second one ends the process on the spot."""
-
-    def __init__(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
-        self._before: dict[int, Any] = {}
-        self._asked = False
-
-    def __enter__(self) -> _stopping_on_signals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._before[number] = signal.signal(number, self.ask)
-        return self
-
-    def ask(self, _number: int, _frame: object) -> None:
-        """The handler of the signals."""
-        if self._asked:
-            os._exit(INTERRUPTED)
-        self._asked = True
-        self._stop()
-        with contextlib.suppress(OSError):
-            os.write(2, b"denoise: stopping; once more to end at once\n")
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+def _stopping() -> contextlib.AbstractContextManager[None]:
+    return stopping_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _dry_run(config: RunConfig, *, as_json: bool) -> int:
@@ -517,7 +495,7 @@ def _server(options: dict[str, Any]) -> int:
 
     asked = service.options(**options)
     try:
-        with _stopping_on_signals(interrupt.set), service.serving(asked) as process:
+        with _stopping(), service.serving(asked) as process:
             print(service.told(process, asked), flush=True)
             while not interrupt.wait(0.5):
                 if process.gave_up.is_set():

@@ -21,11 +21,12 @@ from flows import preflight
 from flows.compare_config import CompareConfig
 from flows.config import MOST_SLOTS, OnExisting, RunConfig
 from flows.console import duration
-from flows.denoise_directory import ending_gently, only_run, run_into, too_many
+from flows.denoise_directory import only_run, run_into, too_many
 from flows.engine import opened
 from flows.errors import StartError
 from flows.progress import Progress, announce, as_part_of, introduce, slug, told
 from flows.protocol import protocol_of
+from flows.signals import ending_gently
 from tasks import comparison, failures, ledger
 from tasks import scan as scanning
 from tasks.comparison import Cell

@@ -6,8 +6,6 @@ import datetime
 import json
 import logging
 import platform
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +35,7 @@ from flows.errors import OutputBusy, StartError
 from flows.process import share_one_arena, short_turns
 from flows.progress import Summary, Watch, announce, introduce, publish, untagged_tasks
 from flows.server import reports_to_real_server
+from flows.signals import ending_gently
 from style_core.errors import StyleError
 from tasks import failures, ledger, table
 from tasks import scan as scanning
@@ -289,26 +288,6 @@ def _of_run(rows: list[table.Row], settings: Settings) -> list[table.Row]:
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-@contextmanager
-def ending_gently() -> Iterator[None]:
-    """A termination signal asks the run to stop, as Ctrl-C does; Prefect's own handler would break it off.
-
-    So does a Ctrl-C that nobody else takes care of: a terminal sends it to the runs of `denoise serve` too.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    taken = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        taken.append(signal.SIGINT)
-    before = {number: signal.signal(number, lambda _number, _frame: interrupt.set()) for number in taken}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -30,7 +30,8 @@ _MOST_TABLE_BYTES = 1 << 16
 
 _COMPRESSIONS = {
     2: "CCITT", 3: "CCITT fax 3", 4: "CCITT fax 4", 6: "old-style JPEG", 9: "JBIG", 34661: "JBIG", 33003: "JPEG 2000",
-    33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy JPEG", 34925: "LZMA", 50001: "WebP",
+    33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy JPEG", 34925: "LZMA",
+    34926: "zstd (of a number before its own)", 34933: "PNG", 22610: "JPEG XR", 34934: "JPEG XR", 48124: "Jetraw", 50001: "WebP",
     50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
 _PHOTOMETRICS = {

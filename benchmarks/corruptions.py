@@ -232,6 +232,10 @@ def main() -> int:
             }
         )
     off = [abs(float(row["deviation"])) for row in rows]
+    print("\n| noise | statistics | largest deviation, standard errors | root mean square |\n| --- | ---: | ---: | ---: |")
+    for spec in dict.fromkeys(row["noise"] for row in rows):
+        mine = [o for o, row in zip(off, rows, strict=True) if row["noise"] == spec]
+        print(f"| {spec} | {len(mine)} | {max(mine):.2f} | {math.sqrt(sum(o * o for o in mine) / len(mine)):.2f} |")
     print(
         f"\n{len(rows)} statistics, the largest deviation {max(off):.2f} standard errors, "
         f"root mean square {math.sqrt(sum(o * o for o in off) / len(off)):.2f}; more than {MOST:g}: {sum(o > MOST for o in off)}"

@@ -137,7 +137,8 @@ def kill_and_resume(
 ) -> Outcome:
     """Kill runs until `kills` have died, each time starting again; where one ends before its moment, begin anew.
 
-    Every other moment is drawn on the clock, over the run's whole length, the others among its writes to the disk.
+    A third of the moments is drawn on the clock, over the run's whole length, a third among its writes to the disk, and a
+    third among the images that are left: just after so many of them.
     """
     rng = random.Random(seed)
     found = Outcome()
@@ -163,15 +164,19 @@ def _killed(
 ) -> tuple[int, str]:
     """Start runs into one output until `kills` have died there and one has ended, or one ends before its moment."""
     for _ in range(kills):
-        left = len(expected.rows) - len(ledger.latest_rows(output))
-        if found.kills % 2:
-            kind, started = "write", Started.of(images, output, *options, fatal_write=rng.randint(1, 2 * left + 6))
+        earlier, before = len(ledger.run_folders(output)), len(ledger.latest_rows(output))
+        left = len(expected.rows) - before
+        kind = ("clock", "write", "image")[found.kills % 3]
+        if kind == "write":
+            started = Started.of(images, output, *options, fatal_write=rng.randint(1, 2 * left + 6))
         else:
-            kind, started = "clock", Started.of(images, output, *options)
-            if rng.random() < 0.25:
+            started = Started.of(images, output, *options)
+            if kind == "image":
+                wanted = before + rng.randint(0, left)
+                started.let_run(PATIENCE, lambda: len(ledger.latest_rows(output)) >= wanted)  # noqa: B023
+            elif rng.random() < 0.25:
                 started.let_run(rng.uniform(0, expected.before_work))
             else:
-                earlier = len(ledger.run_folders(output))
                 started.let_run(PATIENCE, lambda: len(ledger.run_folders(output)) > earlier)  # noqa: B023
                 started.let_run(rng.uniform(0, expected.work * (left + 1) / len(expected.rows) / 2))
             started.kill()
@@ -181,6 +186,8 @@ def _killed(
         found.kills += 1
         found.moments[f"by the {kind} with {len(ledger.latest_rows(output))} of {len(expected.rows)} done"] += 1
         found.problems += [f"{process} outlived its run" for process in started.left_behind()]
+        if not left:
+            break  # one kill after the last image is enough
     return Started.of(images, output, *options).wait()
 
 

@@ -232,7 +232,9 @@ def main() -> int:
             }
         )
     off = [abs(float(row["deviation"])) for row in rows]
-    print("\n| noise | statistics | largest deviation, standard errors | root mean square |\n| --- | ---: | ---: | ---: |")
+    print(
+        "\n| noise | statistics | largest deviation, standard errors | root mean square |\n| --- | ---: | ---: | ---: |"
+    )
     for spec in dict.fromkeys(row["noise"] for row in rows):
         mine = [o for o, row in zip(off, rows, strict=True) if row["noise"] == spec]
         print(f"| {spec} | {len(mine)} | {max(mine):.2f} | {math.sqrt(sum(o * o for o in mine) / len(mine)):.2f} |")

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from flows.process import share_one_arena
 from flows.signals import INTERRUPTED, stopping_on
+from tasks.process import share_one_arena
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -54,7 +54,7 @@ def dask_settings(*, own: bool) -> Iterator[None]:
     if own:
         ours = {
             "distributed.scheduler.allowed-failures": 0,  # every death is told; the run counts them
-            "distributed.nanny.pre-spawn-environ": {"MALLOC_TRIM_THRESHOLD_": 65536},  # not OMP_NUM_THREADS
+            "distributed.nanny.pre-spawn-environ": {},  # the run's own: it would set OMP_NUM_THREADS, and slow malloc down
         }
     with dask.config.set(ours):
         yield

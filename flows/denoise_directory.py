@@ -32,7 +32,6 @@ from flows.config import DOWNLOAD, MOST_SLOTS, MethodChoice, OnExisting, Preset,
 from flows.console import duration
 from flows.engine import Deaths, Engine, EngineLost, Threads, WorkerDied, opened
 from flows.errors import OutputBusy, StartError
-from flows.process import share_one_arena, short_turns
 from flows.progress import Summary, Watch, announce, introduce, publish, untagged_tasks
 from flows.server import reports_to_real_server
 from flows.signals import ending_gently
@@ -42,6 +41,7 @@ from tasks import scan as scanning
 from tasks.chunk import MOST_SEEN_IMAGES, into_chunks, process_chunk
 from tasks.faults import Interrupted, interrupt, sentence
 from tasks.logs import logging_to
+from tasks.process import share_one_arena, short_turns
 from tasks.report import PAGE, RESULTS, report
 from tasks.scan import Scan
 from tasks.settings import Settings, Style

@@ -24,6 +24,7 @@ from typing import Any
 from tasks.background import beside
 from tasks.faults import interrupt
 from tasks.logs import logging_to
+from tasks.process import keep_freed_memory, share_one_arena, short_turns
 from tasks.settings import Settings
 
 ALIVE = "alive"
@@ -80,7 +81,8 @@ def serving(settings: Settings) -> Iterator[None]:
     import torch
 
     torch.set_num_threads(settings.device.threads)
-    with logging_to(folder / f"log-{socket.gethostname()}-{os.getpid()}.txt"):
+    keep_freed_memory()
+    with short_turns(), logging_to(folder / f"log-{socket.gethostname()}-{os.getpid()}.txt"):
         try:
             with beside(functools.partial(_listen, folder / ALIVE), "end-of-run"):
                 yield
@@ -116,6 +118,7 @@ def _read(path: Path) -> str | None:
 def begin_process() -> None:
     """The start of a worker process: signals are the run's business, and its death is this process's end."""
     _leave_signals_to_the_run()
+    share_one_arena()
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -129,6 +132,7 @@ def begin_process() -> None:
 def dask_setup(worker: Any) -> None:  # noqa: ARG001 - the signature is Dask's
     """The start of a worker process of a Dask cluster of the run's own, which ends with it by itself."""
     _leave_signals_to_the_run()
+    share_one_arena()
 
 
 def _leave_signals_to_the_run() -> None:

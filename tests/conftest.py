@@ -19,8 +19,8 @@ os.environ["DENOISE_STATE_DIR"] = f"{_OWN}/state"  # no server that runs here al
 for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_PROFILE"):
     os.environ.pop(name, None)
 
-from flows import process  # noqa: E402
 from flows.server import prepare_environment  # noqa: E402
+from tasks import process  # noqa: E402
 from tests import watching  # noqa: E402
 
 prepare_environment()

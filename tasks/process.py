@@ -1,13 +1,14 @@
-"""What a run sets in its own process: how memory is shared among its threads, and how the interpreter is."""
+"""What a run sets in its process, and in those of its workers: how threads share memory, and the interpreter."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-_M_ARENA_MAX = -8  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 _TURN_SECONDS = 0.0002  # of a thread in the interpreter, while another one waits for it
 
 
@@ -17,8 +18,23 @@ def share_one_arena() -> None:
     By default each thread has its own and keeps what it freed: some 170 MB more at an image of 25 megapixels, at the same
     processor time (benchmarks/NOTES.md, Memory).
     """
+    _set(_M_ARENA_MAX, 1)
+
+
+def keep_freed_memory() -> None:
+    """Undo MALLOC_TRIM_THRESHOLD_, which Dask sets for its workers: freed memory is kept as glibc would by itself.
+
+    That variable also fixes the size from which each block is a mapping of its own, at 128 KB: tensors are then mapped,
+    cleared page by page and unmapped at every operation, at twice the processor time (benchmarks/NOTES.md, Prefect).
+    """
+    if "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        _set(_M_MMAP_THRESHOLD, 32 << 20)  # what both grow to, where nothing is set
+        _set(_M_TRIM_THRESHOLD, 64 << 20)
+
+
+def _set(parameter: int, value: int) -> None:
     with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 @contextmanager

@@ -1,19 +1,20 @@
-"""What a run sets in its own process."""
+"""What a run sets in its process, and its workers in theirs."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
-from flows import process
-from flows.process import short_turns
+from tasks import process
+from tasks.process import short_turns
 
 COUNT = """
 import ctypes, re, sys, threading
-from flows.process import share_one_arena
+from tasks.process import share_one_arena
 if sys.argv[1] == "one":
     share_one_arena()
 libc = ctypes.CDLL(None)
@@ -52,3 +53,34 @@ def test_turns_are_short_while_a_run_goes_on(monkeypatch: pytest.MonkeyPatch) ->
     with short_turns():
         assert sys.getswitchinterval() < before / 10
     assert sys.getswitchinterval() == before
+
+
+FAULTS = """
+import ctypes, resource, sys
+from tasks.process import keep_freed_memory
+if sys.argv[1] == "undone":
+    keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def use():
+    block = libc.malloc(1 << 20)
+    libc.memset(block, 1, 1 << 20)
+    libc.free(block)
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100):
+    use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_workers_keep_the_memory_that_they_freed() -> None:
+    def faults(how: str) -> int:
+        environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+    assert faults("as Dask sets it") > 10_000
+    assert faults("undone") < 5_000

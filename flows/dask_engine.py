@@ -21,7 +21,7 @@ from denoise_core import __version__
 from denoise_core.device import Device, choose_all
 from denoise_core.errors import DenoiseError
 from flows.config import RunConfig
-from flows.engine import EngineLost, WorkerDied, crashed, result
+from flows.engine import EngineLost, WorkerDied, crashed, result, settings_known
 from flows.errors import StartError
 from flows.server import reports_to_real_server, set_url
 from tasks import activity
@@ -151,7 +151,8 @@ class LocalDask(_Dask):
         self._workers = {"n_workers": settings.fits_at_once}
         if settings.device.name != "cpu":
             self._workers["resources"] = {GPU: 1}
-        return super().submit(task, parameters)
+        with settings_known():
+            return super().submit(task, parameters)
 
     def _cluster(self) -> Any:
         from distributed import LocalCluster

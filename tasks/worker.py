@@ -117,8 +117,11 @@ def _read(path: Path) -> str | None:
 
 def begin_process() -> None:
     """The start of a worker process: signals are the run's business, and its death is this process's end."""
+    from prefect.context import SyncClientContext
+
     _leave_signals_to_the_run()
     share_one_arena()
+    SyncClientContext().__enter__()  # for good: another one for each chunk would take 40 ms of it
     parent = multiprocessing.parent_process()
     if parent is not None:
 

@@ -478,9 +478,11 @@ def _report(options: dict[str, Any]) -> int:
     from tasks.comparison_page import PAGE, write_summary
     from tasks.report import RESULTS, write_page
 
-    if (options["output"] / TABLE).is_file():
+    compared = (options["output"] / TABLE).is_file()
+    if compared:
         write_summary(options["output"].resolve())
         print(options["output"].resolve() / PAGE)
+    if compared and not (options["output"] / RESULTS).is_file():
         return DONE
     if not (options["output"] / RESULTS).is_file():
         raise StartError(f"OUTPUT: there is no {RESULTS} and no {TABLE} in {options['output']}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -17,9 +20,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from denoise_core import __version__
 from denoise_core.device import Device
+from denoise_core.images import write_atomic
 from flows import preflight
 from flows.compare_config import CompareConfig
-from flows.config import MOST_SLOTS, OnExisting, RunConfig
+from flows.config import MOST_SLOTS, MethodChoice, OnExisting, RunConfig, Scope
 from flows.console import duration
 from flows.denoise_directory import only_run, run_into, too_many
 from flows.engine import opened
@@ -33,18 +37,22 @@ from tasks.comparison import Cell
 from tasks.comparison_page import PAGE, SHEET, write_summary
 from tasks.faults import Interrupted, interrupt, sentence
 from tasks.scan import Scan
-from tasks.table import DONE, FAILED, Row, text
+from tasks.table import DONE, FAILED, text
 from tasks.work import Source
+
+IMAGES = "images.sha256"
+"""In the folder of a cell whose images share a fit: which images these were."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell, its run, and the images that are still to do."""
+    """A cell, its run, and how many images are still to do; `anew`: all of them, since they share a fit and are others now."""
 
     cell: Cell
     config: RunConfig
     todo: int
     done: int
+    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,14 +107,16 @@ def compare(config: CompareConfig) -> State[Any]:
     check(config)
     output = config.output.resolve()
     try:
-        with only_run(output, "cells"), ending_gently():
+        with ending_gently():
             found = look(config)
-            if not found.todo:
-                raise StartError(f"INPUT: there is no image in {config.input} that can be read")
+        if not found.todo:
+            why = failures.told(failures.by_reason(found.refused))
+            raise StartError(f"INPUT: there is no image in {config.input} that can be read{why and f': {why}'}")
+        with only_run(output, "cells"), ending_gently():
             with opened(config.cell(config.methods[0], config.noises[0], config.seed)) as engine:
                 device = engine.devices(config.device)[0]  # a cluster that cannot do it is said now
             introduce(config, device.name, images=len(found.todo), left=len(found.todo))
-            cells = _work_through(plan(config, found))
+            cells = _work_through(plan(config, found), _images_of(found))
             return _end(config, found, device, cells, started)
     except Interrupted:
         return Cancelled(message="stopped by the user before anything was done")
@@ -128,6 +138,8 @@ def check(config: CompareConfig, *, writes: bool = True) -> None:
     cells = config.output / "cells"
     if cells.exists() and not cells.is_dir():
         raise StartError(f"OUTPUT: {cells} is in the way: a folder is wanted there")
+    if (config.output / "runs").exists():
+        raise StartError(f"OUTPUT: {config.output} is that of a run; give the comparison a folder of its own")
     if config.on_existing is OnExisting.ERROR and (config.output / comparison.TABLE).exists():
         raise StartError(f"OUTPUT: {config.output} has an earlier comparison and --on-existing is error")
 
@@ -153,8 +165,28 @@ def plan(config: CompareConfig, found: Scan) -> list[Planned]:
                 run = config.cell(candidate, noise, seed)
                 cell = Cell(candidate, noise, seed, run.clip_noise, run.crop, run.output.resolve(), run.digest())
                 done = 0 if run.on_existing is OnExisting.OVERWRITE else _done(cell, found.todo)
-                planned.append(Planned(cell, run, len(found.todo) - done, done))
+                anew = done > 0 and shares_a_fit(run) and _read(cell.output / IMAGES) != _images_of(found)
+                done = 0 if anew else done
+                planned.append(Planned(cell, run, len(found.todo) - done, done, anew))
     return planned
+
+
+def shares_a_fit(run: RunConfig) -> bool:
+    """Whether an image's result depends on which others there are."""
+    return run.resolved_method == MethodChoice.ZS_FIT and run.scope in (Scope.AUTO, Scope.DIRECTORY)
+
+
+def _images_of(found: Scan) -> str:
+    """SHA-256 (hex) of which images there are."""
+    told = "".join(f"{source.sha256} {text(source.name)}\n" for source in found.todo)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:
+        return ""
 
 
 def _done(cell: Cell, sources: Sequence[Source]) -> int:
@@ -171,7 +203,7 @@ def _done(cell: Cell, sources: Sequence[Source]) -> int:
     )
 
 
-def _work_through(cells: list[Planned]) -> list[Planned]:
+def _work_through(cells: list[Planned], images: str) -> list[Planned]:
     """Run the cells that have something to do; those cells again, broken ones with their error."""
     whole = _Whole(cells)
     ended: list[Planned] = []
@@ -181,6 +213,12 @@ def _work_through(cells: list[Planned]) -> list[Planned]:
             continue
         cell = planned.cell
         announce(f"{number} of {len(cells)}: {cell.candidate} at {cell.noise}, seed {cell.seed}: {planned.todo} images")
+        if planned.anew:
+            announce("all of them, since they share a fit and the images of this comparison are others than before")
+            shutil.rmtree(cell.output)
+        if shares_a_fit(planned.config):
+            cell.output.mkdir(parents=True, exist_ok=True)
+            write_atomic(cell.output / IMAGES, images.encode())
         error: str | None = None
         with whole.at(planned):
             try:
@@ -255,17 +293,20 @@ def _end(config: CompareConfig, found: Scan, device: Device, cells: list[Planned
     rows = comparison.rows_of(
         [planned.cell for planned in cells],
         root,
-        {text(source.name): source.sha256 for source in found.todo},
+        found.todo,
         found.refused,
     )
     protocol = protocol_of(config, found, device, rows)
+    protocol["notes"] += _other_cells(root, cells)
     provenance = {
         "software": f"denoise-flows {__version__}",
         "config": config.model_copy(update={"input": config.input.resolve(), "output": root}).to_toml(),
         "protocol": json.dumps(protocol, ensure_ascii=False),
     }
     comparison.write(root / comparison.TABLE, rows, provenance)
-    lines, markdown = write_summary(root)
+    lines, markdown, remarks = write_summary(root)
+    for remark in remarks:
+        announce(remark)
     done = sum(row["status"] == DONE for row in rows)
     failed = [row for row in rows if row["status"] == FAILED]
     earlier = sum(planned.done for planned in cells)
@@ -281,7 +322,10 @@ def _end(config: CompareConfig, found: Scan, device: Device, cells: list[Planned
         lines=[asdict(line) for line in lines],
         table=str(root / comparison.TABLE),
         report=str(root / PAGE),
-        failures=[{"source": _named(row), "error": row["error"]} for row in failed[:100]],
+        failures=[
+            {"source": f"{failure.source} ({failure.where})", "error": failure.error}
+            for failure in comparison.failures_of(rows)[:100]
+        ],
     )
     told(create_markdown_artifact, markdown=markdown, key=f"comparison-{slug(root.name)}", description=config.title)
     logger.info("%d done, %d failed; %s", summary.done, summary.failed, summary.report)
@@ -296,5 +340,15 @@ def _end(config: CompareConfig, found: Scan, device: Device, cells: list[Planned
     return Completed(message=f"{said}; {summary.failed} failed{f': {why}' if why else ''}", data=summary)
 
 
-def _named(row: Row) -> str:
-    return f"{row['source']} ({row['candidate']} at {row['noise']}, seed {row['seed']})"
+def _other_cells(root: Path, cells: Sequence[Planned]) -> list[str]:
+    """A sentence about what earlier comparisons into this output have done and this one was not asked for."""
+    mine = {planned.cell.output for planned in cells}
+    others = [path for path in sorted((root / "cells").glob("*/*")) if path.is_dir() and path not in mine]
+    if not others:
+        return []
+    named = ", ".join(path.relative_to(root / "cells").as_posix() for path in others[:6])
+    more = f" and {len(others) - 6} more" if len(others) > 6 else ""
+    return [
+        f"Not in this table, though an earlier comparison left them in cells/: {named}{more}; name their methods, noises and "
+        "seeds again to have them in it."
+    ]

@@ -113,8 +113,9 @@ def print_summary(summary: Summary | CompareSummary) -> None:
         _print_lines(summary)
     for failure in summary.failures[:_FAILURES_SHOWN]:
         print(f"failed: {printable(failure['source'])}: {printable(failure['error'])}", file=sys.stderr)
-    if summary.failed > _FAILURES_SHOWN:
-        print(f"failed: {summary.failed - _FAILURES_SHOWN} more, see the report", file=sys.stderr)
+    more = (summary.failed if isinstance(summary, Summary) else len(summary.failures)) - _FAILURES_SHOWN
+    if more > 0:
+        print(f"failed: {more} more, see the report", file=sys.stderr)
     if summary.interrupted:
         print("Interrupted. The same command goes on where this one stopped.", file=sys.stderr)
 
@@ -129,11 +130,13 @@ def _print_files(summary: Summary) -> None:
 
 def _print_lines(summary: CompareSummary) -> None:
     """A comparison's summary: methods by noises, PSNR, and seconds an image."""
+    from tasks.comparison_summary import noise_name
+
     noises = list(dict.fromkeys(line["noise"] for line in summary.lines))
     at = {(line["noise"], line["candidate"]): line for line in summary.lines}
     names = list(dict.fromkeys(line["candidate"] for line in summary.lines))
     wide = max(map(len, names), default=0)
-    print(f"{'PSNR, dB':{wide}}  " + "  ".join(f"{noise:>12}" for noise in noises) + f"  {'s/image':>8}")
+    print(f"{'PSNR, dB':{wide}}  " + "  ".join(f"{noise_name(noise):>12}" for noise in noises) + f"  {'s/image':>8}")
     for name in names:
         here = [at[noise, name] for noise in noises]
         cells = "  ".join(f"{_figure(line['psnr_db'], '.2f'):>12}" for line in here)

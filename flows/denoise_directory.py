@@ -154,7 +154,8 @@ def _run(config: RunConfig, settings: Settings, engine: Engine, started: float, 
     if unreadable := failures.by_reason(found.refused):
         logger.warning("cannot be read: %s", failures.told(unreadable))
     faults = _work_through(chunks, settings, engine, len(found.todo))
-
+    if engine.elsewhere:
+        remove_stale_temporaries(settings.output)  # of workers that died as they wrote
     pictures = report(settings, found, faults, page=page)
     rows, _ = table.read(settings.output / RESULTS)
     summary = _summarise(settings, found, rows, time.perf_counter() - started)

@@ -11,9 +11,11 @@ from denoise_core import __version__
 from denoise_core.device import Device
 from flows.compare_config import CompareConfig
 from flows.denoise_directory import share
+from tasks.comparison import is_cropped
 from tasks.published import beside
 from tasks.scan import Scan
 from tasks.table import Row
+from tasks.work import Source
 
 
 def protocol_of(config: CompareConfig, found: Scan, device: Device, rows: Sequence[Row]) -> dict[str, Any]:
@@ -24,7 +26,13 @@ def protocol_of(config: CompareConfig, found: Scan, device: Device, rows: Sequen
         used = {row["threads"] for row in rows if row["candidate"] == candidate and row["threads"] is not None}
         threads[candidate] = _in_words(sorted(used) or [one.threads], min(slots, max(1, len(found.todo))))
     clipped = [noise for noise in config.noises if config.clips(noise)]
-    crop = "whole images" if config.crop is None else f"centre crops of {config.crop} × {config.crop} pixels"
+    crop = "whole images"
+    if config.crop is not None:
+        cropped = sum(is_cropped(source, config.crop) for source in found.todo)
+        crop = f"centre crops of {config.crop} × {config.crop} pixels"
+        small = sum(min(_sides(source)) < config.crop for source in found.todo)
+        if small:
+            crop += f" at the most: {small} are smaller, and {len(found.todo) - cropped} are whole"
     noise = "The images have noise of their own and are scored against --reference."
     if config.noise:
         cut = "none of it clipped" if not clipped else f"clipped to the value range: {', '.join(clipped)}"
@@ -67,10 +75,16 @@ def protocol_of(config: CompareConfig, found: Scan, device: Device, rows: Sequen
             "Noisy images are scored unrounded.",
             "Means are over the images that every method has done; ± is the standard deviation over images.",
             "Seconds an image: fit and application on the wall, without reading, scoring, writing and waiting; of a "
-            "network for the whole directory, the image's share of its fit. Measured in this run, one method at a time: "
+            "network for the whole directory, the image's share of its fit. Measured when it was done, one method at a time: "
             f"{device.name}, {device.precision}; {how}.",
         ],
     }
+
+
+def _sides(source: Source) -> tuple[int, int]:
+    """Height and width, pixels."""
+    shape = dict(zip(source.header.axes, source.header.shape, strict=True))
+    return shape["Y"], shape["X"]
 
 
 def _in_words(threads: Sequence[int], fits: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,10 @@ def test_the_summary_is_the_mean_of_the_rows(made: tuple[Path, Path]) -> None:
         mine = [r for r in here if r["candidate"] == line["candidate"]]
         other = {(r["source"], r["seed"]): r["psnr_denoised_db"] for r in here if r["candidate"] == "nlm"}
         assert float(line["psnr_db"]) == pytest.approx(np.mean([r["psnr_denoised_db"] for r in mine]))
-        assert float(line["seconds"]) == pytest.approx(np.mean([r["method_seconds"] for r in mine]))
-        assert int(line["images"]) == 4
+        taken = np.mean([r["method_seconds"] for r in mine])
+        assert float(line["seconds"] or 0) == pytest.approx(taken)
+        assert (line["candidate"] == "none") == (line["seconds"] == ""), "nothing takes no time"
+        assert (int(line["pairs"]), int(line["images"]), int(line["seeds"])) == (4, 2, 2)
         if line["candidate"] != "nlm":
             gaps = [r["psnr_denoised_db"] - other[r["source"], r["seed"]] for r in mine]
             assert float(line["difference_db"]) == pytest.approx(np.mean(gaps))
@@ -187,6 +190,78 @@ def test_only_what_is_new_is_done(photos: Path, tmp_path: Path, photo: np.ndarra
     assert compare(photos, out, "--methods", "nlm", "--noise", "gauss:25", "--on-existing", "overwrite") == 0
     assert written(out) == 2 * 4 + 1 + 3
     assert compare(photos, out, "--methods", "nlm", "--noise", "gauss:25", "--on-existing", "error") == 2
+
+
+def test_images_that_share_a_fit_are_all_done_again_when_they_change(
+    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is done depends on the images alone, not on the order in which they came; a stop in between loses nothing."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for i in range(2):
+        Image.fromarray(photo[80 * i : 80 * i + 64, 180:244, 1]).save(source / f"{i}.png")
+    options = ["--methods", "zs-fit:directory,zs-fit:image", "--noise", "gauss:25", "--slots", 1]
+    assert compare(source, out, *options) == 0
+    Image.fromarray(photo[100:164, 180:244, 1]).save(source / "2.png")
+    save, saved = tasks.save.encode, []
+
+    def stop_at_second(*arguments: Any, **more: Any) -> bytes:
+        saved.append(1)
+        if len(saved) == 2:
+            interrupt.set()
+        return save(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.save, "encode", stop_at_second)
+        assert compare(source, out, *options) == 130
+    assert "all of them, since they share a fit" in capsys.readouterr().err
+    before = {row["source"]: row["created_at"] for row in rows_of(out) if row["candidate"] == "zs-fit:directory"}
+    assert 0 < len(before) < 3
+    assert compare(source, out, *options) == 0
+    rows = {(row["candidate"], row["source"]): row for row in rows_of(out)}
+    assert all(rows["zs-fit:directory", name]["created_at"] == at for name, at in before.items())
+    assert compare(source, tmp_path / "anew", *options) == 0
+    for row in rows_of(tmp_path / "anew"):
+        other = rows[row["candidate"], row["source"]]
+        assert (row["output_sha256"], row["model_sha256"]) == (other["output_sha256"], other["model_sha256"])
+    assert written(out) == 3 + 2 + 1, "of the images with fits of their own only the new one"
+
+
+def test_what_is_not_in_the_table_is_said(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert compare(photos, out, "--methods", "nlm,tv", "--noise", "gauss:25") == 0
+    assert "Not in this table" not in (out / "summary.md").read_text()
+    assert compare(photos, out, "--methods", "none", "--noise", "gauss:25") == 0
+    assert "left them in cells/: gauss-25-seed-0/nlm, gauss-25-seed-0/tv; name" in (out / "summary.md").read_text()
+    assert main(["run", str(photos), str(tmp_path / "run"), "--method", "none"]) == 0
+    assert compare(photos, tmp_path / "run", "--methods", "none", "--noise", "gauss:25") == 2
+    assert "is that of a run; give the comparison a folder of its own" in capsys.readouterr().err
+
+
+def test_crops_that_were_not_made_are_not_claimed_and_drawn_levels_are_told(photos: Path, tmp_path: Path) -> None:
+    """One image is 64 x 70, the other 70 x 64."""
+    for crop, said, sides in (
+        (66, "centre crops of 66 × 66 pixels at the most: 2 are smaller, and 0 are whole.", {66}),
+        (70, "centre crops of 70 × 70 pixels at the most: 2 are smaller, and 2 are whole.", {None}),
+        (48, "centre crops of 48 × 48 pixels.", {48}),
+    ):
+        out = tmp_path / str(crop)
+        assert compare(photos, out, "--methods", "none", "--noise", "gauss:5-50", "--crop", crop) == 0
+        assert said in (out / "summary.md").read_text()
+        rows = rows_of(out)
+        assert {row["crop"] for row in rows} == sides
+        assert all(re.fullmatch(r"gauss:[\d.]+", row["noise_drawn"]) for row in rows)
+        assert "| none |" in (out / "summary.md").read_text()
+        lines = [line for line in (out / "summary.md").read_text().splitlines() if line.startswith("| none |")]
+        assert lines[0].endswith("| – |"), "what does nothing takes no time"
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert compare(tmp_path / "in", tmp_path / "out", "--methods", "none", "--noise", "gauss:25") == 2
+    assert "that can be read: a.png (" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "cells").exists()
 
 
 def test_stopped_and_gone_on_with(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,19 +489,19 @@ def test_the_protocol_says_the_threads_that_were_used(
     (tmp_path / "photos").mkdir()
     Image.fromarray(photo[0:40, 180:228, 1]).save(tmp_path / "photos" / "a.png")
     out = tmp_path / "out"
-    assert compare(tmp_path / "photos", out, "--methods", "zs-fit,nlm", "--noise", "gauss:25") == 0
+    assert compare(tmp_path / "photos", out, "--methods", "zs-fit:image,nlm", "--noise", "gauss:25") == 0
     protocol = json.loads((out / "protocol.json").read_text())
-    assert {row["candidate"]: row["threads"] for row in rows_of(out)} == {"zs-fit": 2, "nlm": 1}
+    assert {row["candidate"]: row["threads"] for row in rows_of(out)} == {"zs-fit:image": 2, "nlm": 1}
     assert protocol["threads"] == {
-        "zs-fit": "2 threads a fit, one at a time",
+        "zs-fit:image": "2 threads a fit, one at a time",
         "nlm": "1 thread a fit, one at a time",
     }
-    assert "zs-fit: 2 threads a fit, one at a time; nlm: 1 thread a fit" in protocol["notes"][-1]
+    assert "zs-fit:image: 2 threads a fit, one at a time; nlm: 1 thread a fit" in protocol["notes"][-1]
     for name in "bcd":
         Image.fromarray(photo[40:80, 180:228, 1]).save(tmp_path / "photos" / f"{name}.png")
-    assert compare(tmp_path / "photos", out, "--methods", "zs-fit,nlm", "--noise", "gauss:25") == 0
+    assert compare(tmp_path / "photos", out, "--methods", "zs-fit:image,nlm", "--noise", "gauss:25") == 0
     protocol = json.loads((out / "protocol.json").read_text())
     assert protocol["threads"] == {
-        "zs-fit": "1 or 2 threads a fit, up to 2 at once",
+        "zs-fit:image": "1 or 2 threads a fit, up to 2 at once",
         "nlm": "1 thread a fit, up to 2 at once",
     }

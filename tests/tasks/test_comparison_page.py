@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 
 from tasks import comparison
-from tasks.comparison import NOISY, Line, summarise, to_csv, to_markdown
-from tasks.comparison_page import HEIGHT, LEFT, WIDTH, _cover, most_detailed, plot, write_summary
+from tasks.comparison import failures_of
+from tasks.comparison_page import write_summary
+from tasks.comparison_plot import HEIGHT, LEFT, WIDTH, _cover, plot
+from tasks.comparison_sheet import most_detailed
+from tasks.comparison_summary import NOISY, Line, summarise, to_csv, to_markdown
 from tasks.table import Row
 
 NAMES = ["zs-fit", "zs-fit:best:directory", "nl-bayes", "zs-n2n:paper", "nlm", "tv"]
 
 
 def line(name: str, psnr: float | None, seconds: float | None) -> Line:
-    return Line("gauss:25", name, 4, 0, psnr, 1.0, None, 0.8, 1, None, None, seconds, None, 1)
+    return Line("gauss:25", name, pairs=4, images=4, seeds=1, psnr_db=psnr, rank=1, seconds=seconds)
 
 
 def row(candidate: str, source: str, psnr: float | None, *, seconds: float = 1.0, seed: int = 0) -> Row:
@@ -41,7 +44,7 @@ def test_means_are_over_what_every_method_has_done() -> None:
     assert found["b"].difference_db is None
     assert (found["c"].psnr_db, found["c"].rank, found["c"].seconds_ratio) == (None, None, None)
     assert found[NOISY].psnr_db == 20.0
-    assert left_out == 1
+    assert left_out == ["1 × left out of the means: an image at one noise and seed that not every method has done."]
 
 
 def test_spread_is_over_images_and_apart_from_it_over_seeds() -> None:
@@ -52,6 +55,41 @@ def test_spread_is_over_images_and_apart_from_it_over_seeds() -> None:
     assert found.psnr_sd_images_db == pytest.approx(np.std([30.5, 20.5], ddof=1))
     assert found.psnr_sd_seeds_db == pytest.approx(np.std([25.0, 26.0], ddof=1))
     assert found.seconds_ratio == 1.0
+
+
+def test_the_spread_of_differences_is_over_images_too() -> None:
+    gaps = {("x", 0): 1.0, ("x", 1): 3.0, ("y", 0): 2.0, ("y", 1): 5.0}
+    rows = [row("a", source, 20.0, seed=seed) for source, seed in gaps]
+    rows += [row("b", source, 20.0 + gap, seed=seed) for (source, seed), gap in gaps.items()]
+    lines, _ = summarise(rows, candidates=["a", "b"], noises=["gauss:25"], against="a")
+    found = lines[-1]
+    assert found.difference_db == pytest.approx(2.75)
+    assert found.difference_sd_images_db == pytest.approx(np.std([2.0, 3.5], ddof=1))
+    assert found.difference_sd_seeds_db == pytest.approx(np.std([1.5, 4.0], ddof=1))
+    assert (found.pairs, found.images, found.seeds) == (4, 2, 2)
+    told = to_markdown(lines, published={}, notes=[], against="a")
+    assert "| +2.75 ± 1.06 | 1.768 | 1 |" in told
+    assert "| 2 × 2 |" in told
+
+
+def test_why_an_image_is_left_out_is_said() -> None:
+    def unscored(name: str, ssim: float | None) -> Row:
+        return row("a", name, 30.0) | {"psnr_denoised_db": None, "ssim_denoised": ssim}
+
+    rows = [unscored("same", 1.0), unscored("alone", None), row("a", "x", 30.0)]
+    _, left_out = summarise(rows, candidates=["a"], noises=["gauss:25"], against="a")
+    assert left_out == [
+        "1 × left out of the means: an image without a clean one to score it against.",
+        "1 × left out of the means: an image of which a result equals the clean one, so that its PSNR is infinite.",
+    ]
+
+
+def test_one_failure_by_every_method_is_told_once() -> None:
+    rows = [row(name, "cut", None, seed=seed) for name in ("a", "b") for seed in (0, 1)]
+    rows += [row("a", "small", None, seed=seed) for seed in (0, 1)]
+    rows += [row(name, "x", 30.0, seed=seed) for name in ("a", "b") for seed in (0, 1)]
+    found = failures_of(rows)
+    assert [(one.source, one.cells, one.where) for one in found] == [("cut", 4, "every method"), ("small", 2, "a")]
 
 
 def test_equal_methods_share_a_rank() -> None:

@@ -15,6 +15,7 @@ from prefect import task
 
 from denoise_core import methods
 from denoise_core.errors import DenoiseError
+from denoise_core.images import machine_bytes
 from denoise_core.methods.frames import Gathered, Stack
 from tasks import activity
 from tasks.faults import stop_if_interrupted
@@ -213,12 +214,12 @@ def _check_memory(shape: tuple[int, ...], settings: Settings) -> None:
     from denoise_core.methods import zs_n2n
 
     need = zs_n2n.fit_memory_bytes(shape, settings.preset, settings.device.precision)
-    memory = psutil.virtual_memory()
-    if need > memory.total:
+    memory, there = psutil.virtual_memory(), machine_bytes()
+    if need > there:
         other = "use --preset fast, which takes far less" if settings.preset == "paper" else "cut the image up"
         raise ImageTooLarge(
             f"{shape[0]} × {shape[1]} pixels; preset {settings.preset} would take about {need / 1e9:.1f} GB of memory and "
-            f"the machine has {memory.total / 1e9:.1f} GB; {other}"
+            f"the machine has {there / 1e9:.1f} GB; {other}"
         )
     if need > memory.available:
         raise MemoryError(f"the fit takes about {need / 1e9:.1f} GB and {memory.available / 1e9:.1f} GB are free")

@@ -9,7 +9,7 @@ import numpy as np
 from prefect import task
 
 from denoise_core.errors import DenoiseError
-from denoise_core.images import Image, ImageError, check_size, cropped, decode, in_rgb
+from denoise_core.images import Image, ImageError, check_memory, check_size, cropped, decode, in_rgb
 from tasks.arrangement import arrange
 from tasks.faults import SourceChanged
 from tasks.intensities import Intensities
@@ -17,6 +17,10 @@ from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.table import fill
 from tasks.work import Work, guarded, read_below
+
+_FLOATS = (
+    3  # noisy, denoised, and the method's own: 16 bytes a sample of uint16 in all, as benchmarks/NOTES.md measured
+)
 
 
 class NoReference(DenoiseError):
@@ -30,6 +34,7 @@ def load(work: Work, settings: Settings, *, step: str = "load") -> None:  # noqa
         header = work.source.header
         height, width = (header.shape[header.axes.index(axis)] for axis in "YX")
         check_size(width, height, settings.max_pixels, planes=header.planes)  # before a byte of it is in memory
+        check_memory(header, floats=_FLOATS if settings.crop is None else 0)
         try:
             data = read_below(settings.input, work.source.name)
         except FileNotFoundError:

@@ -42,6 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denoise_core.images.atomic import remove_stale_temporaries, write_atomic, writing
+from denoise_core.images.bounds import check_memory, machine_bytes
 from denoise_core.images.levels import Scale, changed, from_float, light, own_scale, to_float
 from denoise_core.images.missing import fill_missing
 from denoise_core.images.model import SUPPORTED, Header, Image, ImageError, check_size, damage_told
@@ -56,6 +57,7 @@ __all__ = [
     "ImageError",
     "Scale",
     "changed",
+    "check_memory",
     "check_size",
     "cropped",
     "decode",
@@ -64,6 +66,7 @@ __all__ = [
     "from_float",
     "in_rgb",
     "light",
+    "machine_bytes",
     "open_planes",
     "own_scale",
     "read_header",
@@ -90,10 +93,10 @@ def read_header(path: Path, *, max_pixels: int, by_plane: bool = False) -> Heade
     with path.open("rb") as file:
         container = _container(file.read(_HEAD_BYTES), path.suffix)
         if by_plane and container == "tiff":
-            from denoise_core.images.tiff_series import read_series
+            from denoise_core.images import tiff
 
             with damage_told("tiff"):
-                return read_series(file, max_pixels, by_plane=True).header
+                return tiff.read_header(file, max_pixels=max_pixels, by_plane=True)
         header: Header = _guarded(container, file, max_pixels=max_pixels)
         return header
 

@@ -6,6 +6,7 @@ decoded twice, the second time with other bytes where each run of coded data end
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from denoise_core.images.bounds import check_held, check_memory
 from denoise_core.images.levels import same_bits
 from denoise_core.images.model import Header, Image, ImageError, check_size
 
@@ -60,6 +62,7 @@ class _Stream:
 
 def read_header(file: BinaryIO, *, max_pixels: int) -> Header:
     """The header of an open JPEG; reads segment headers up to the frame's and no more. Raises ImageError."""
+    size = file.seek(0, io.SEEK_END)
     at = 2
     for _ in range(_MOST_SEGMENTS):
         file.seek(at)
@@ -77,7 +80,9 @@ def read_header(file: BinaryIO, *, max_pixels: int) -> Header:
         if _is_frame(head[1]):
             frame = _frame(head[1], file.read(max(0, length - 2)))
             check_size(frame.width, frame.height, max_pixels)
-            return _header(frame, adobe=None)
+            header = _header(frame, adobe=None)
+            check_held(size, header.bytes)
+            return header
         at += 2 + length
     raise ImageError("the JPEG is truncated: it has no image header")
 
@@ -86,6 +91,8 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
     """Decode a JPEG; raises ImageError for what is damaged or not supported."""
     stream = _walk(data, max_pixels)
     header = _header(stream.frame, adobe=_adobe_transform(stream.segments))
+    check_held(stream.end, header.bytes)
+    check_memory(header)
     samples = decode_samples(data[: stream.end], max_pixels=max_pixels)
     notes = []
     if data[stream.end :].strip(b"\0\xff"):

@@ -41,6 +41,16 @@ class Header:
         return math.prod(self.shape[: self.axes.index("X") + 1])
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of a sample."""
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def bytes(self) -> int:
+        """Of all samples but those of an alpha, decoded."""
+        return math.prod(self.shape) * self.itemsize
+
+    @property
     def inks(self) -> bool:
         """Whether the colours are cyan, magenta, yellow and black."""
         return self.axes.endswith("S") and self.shape[-1] == 4

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from denoise_core.images.bounds import check_held, check_memory
 from denoise_core.images.model import Header, Image, ImageError, check_size, split_alpha, with_alpha
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -110,13 +111,17 @@ def read_header(file: BinaryIO, *, max_pixels: int) -> Header:
         at += 12 + length
     if start is None or not pixel_bytes:
         raise ImageError("the PNG is truncated: it has no pixel data")
-    return _header(start)
+    header = _header(start)
+    check_held(size, header.bytes)
+    return header
 
 
 def decode(data: bytes, *, max_pixels: int) -> Image:
     """Decode a PNG; raises ImageError for what is damaged or not supported."""
     parts = _parts(data, max_pixels)
-    start = parts.start
+    start, header = parts.start, _header(parts.start)
+    check_held(len(parts.compressed), header.bytes)
+    check_memory(header)
     _check_inflates(parts.compressed, start.raw_bytes)
 
     samples = _samples(start, parts.compressed)
@@ -128,7 +133,6 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
     if start.interlaced:
         notes.append("interlacing")
     pixels, alpha = split_alpha(samples, alpha=samples.shape[2] in (2, 4))
-    header = _header(start)
     return Image(
         container="png",
         axes=header.axes,

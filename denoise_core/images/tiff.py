@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from denoise_core.images.bounds import check_held, check_memory
 from denoise_core.images.levels import area_means, same_bits
 from denoise_core.images.model import Header, Image, split_alpha, with_alpha
 from denoise_core.images.tiff_directories import Directory, Source, open_source
@@ -36,15 +37,18 @@ class Carried:
     segments: Segments
 
 
-def read_header(file: BinaryIO, *, max_pixels: int) -> Header:
+def read_header(file: BinaryIO, *, max_pixels: int, by_plane: bool = False) -> Header:
     """The header of an open TIFF; reads directories and no pixels. Raises ImageError."""
-    return read_series(file, max_pixels).header
+    series = read_series(file, max_pixels, by_plane=by_plane)
+    check_held(series.source.size, len(series.pages) * series.layout.bytes)
+    return series.header
 
 
 def decode(data: bytes, *, max_pixels: int) -> Image:
     """Decode a TIFF; raises ImageError for what is damaged or not supported."""
     series = read_series(io.BytesIO(data), max_pixels)
     segments, view = find_segments(series), memoryview(data)
+    check_memory(series.header)
     layout = series.layout
     samples = np.empty((len(series.pages), layout.height, layout.width, layout.samples), layout.native)
     for number, page in enumerate(series.pages):

@@ -95,6 +95,11 @@ class Layout:
         return self.segment_width * self.segment_samples * self.dtype.itemsize
 
     @property
+    def bytes(self) -> int:
+        """Of all samples, decoded."""
+        return self.width * self.height * self.samples * self.dtype.itemsize
+
+    @property
     def codes(self) -> tuple[int, int]:
         """The tags that list where the strips or tiles begin, and how many bytes they take."""
         return (TILE_OFFSETS, TILE_BYTES) if self.tiled else (STRIP_OFFSETS, STRIP_BYTES)

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from denoise_core.images.bounds import check_held
 from denoise_core.images.model import ImageError
 from denoise_core.images.tiff_directories import Source, numbers, put, set_integers
 from denoise_core.images.tiff_layout import NONE, RATIOS
@@ -77,7 +78,7 @@ def _listed(source: Source, page: Page) -> tuple[NDArray[np.uint64], NDArray[np.
 def _refuse_bombs(series: Series, segments: Segments) -> None:
     """Refuse a page whose strips or tiles cannot hold its pixels, before memory is asked for."""
     pages = [page.layout for page in series.all_pages]
-    need = np.array([page.width * page.height * page.samples * page.dtype.itemsize for page in pages])
+    need = np.array([page.bytes for page in pages])
     held = np.add.reduceat(segments.sizes, segments.begins[:-1])
     short = np.flatnonzero(held * np.array([RATIOS[page.compression] for page in pages], float) < need)
     if len(short):
@@ -86,6 +87,8 @@ def _refuse_bombs(series: Series, segments: Segments) -> None:
             f"the TIFF is damaged: {held[short[0]]:,} bytes of pixel data{where} "
             f"cannot hold the {need[short[0]]:,} that its header needs"
         )
+    _, first = np.unique(segments.offsets, return_index=True)  # several may be the same
+    check_held(int(segments.sizes[first].sum()), int(need.sum()))
 
 
 def _refuse_overlaps(series: Series, segments: Segments) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -66,6 +68,53 @@ def ladder(steps: int = 60) -> bytes:
     return bytes(out + bytes(64) + shape)
 
 
+def bare_tiff(pixels: tuple[int, int, int], offsets: list[int], sizes: list[int], body: bytes, **tags: int) -> bytes:
+    """A TIFF of one directory, by hand: height, width and samples of 64-bit floats in strips of so many rows each."""
+    height, width, samples = pixels
+    strips = len(offsets)
+    values = [(258, [64] * samples), (273, offsets), (279, sizes), (339, [3] * samples)]
+    single = {
+        256: width, 257: height, 259: tags["compression"], 262: 1, 277: samples, 278: -(-height // strips), 284: 1,
+    }  # fmt: skip
+    at = 8 + len(body)
+    out, entries = bytearray(struct.pack("<2sHI", b"II", 42, 0) + body), []
+    for code, each in values:
+        entries.append((code, 4, len(each), at if len(each) > 1 else each[0]))
+        if len(each) > 1:
+            out += struct.pack(f"<{len(each)}I", *each)
+            at += 4 * len(each)
+    entries += [(code, 4, 1, value) for code, value in single.items()]
+    struct.pack_into("<I", out, 4, at)
+    out += struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    return bytes(out + bytes(4))
+
+
+def honest_zstd(height: int = 10_000, width: int = 10_000, samples: int = 4) -> bytes:
+    """One strip of zeros that is as large as the header says: 3.2 GB in 98 KB, by blocks that repeat a byte."""
+    left = height * width * samples * 8
+    coded = [b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", left)]
+    while left:
+        size = min(left, 1 << 17)
+        left -= size
+        coded.append(struct.pack("<I", (not left) | 1 << 1 | size << 3)[:3] + b"\0")
+    body = b"".join(coded)
+    return bare_tiff((height, width, samples), [8], [len(body)], body, compression=50000)
+
+
+def one_strip_for_all(padding: int = 0) -> bytes:
+    """8000 strips of a row each that are all the same one: 2 GB of an uncompressed image in 350 KB."""
+    row = bytes(8000 * 4 * 8)
+    strips = [8] * 8000
+    return bare_tiff((8000, 8000, 4), strips, [len(row)] * 8000, row + bytes(padding), compression=1)
+
+
+def honest_palette() -> bytes:
+    """1 bit a pixel, and three bytes of colour for each: 972 MB in 40 KB."""
+    rows = zlib.compressobj(9)
+    coded = b"".join(rows.compress(bytes(1 + 18_000 // 8)) for _ in range(18_000)) + rows.flush()
+    return png_head(18_000, 18_000, 1, 3) + chunk(b"PLTE", bytes(6)) + chunk(b"IDAT", coded) + chunk(b"IEND")
+
+
 BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "a PNG of 60,000 × 60,000": (lambda: png_head(60_000, 60_000) + chunk(b"IDAT", b"x") + chunk(b"IEND"), "3,600"),
     "a PNG of 20,000 × 20,000 in few bytes": (
@@ -85,6 +134,10 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "a PackBits strip": (lambda: inflating_tiff("packbits", b"\x81\0" * 100_000), "strip 0"),
     "a laughing OME": (laughing_ome, None),
     "a ladder of sub-directories": (ladder, "circle"),
+    "a zstd strip of an honest header": (honest_zstd, "none compresses 1,032 times"),
+    "an uncompressed strip in 8000 places": (one_strip_for_all, "none compresses 1,032 times"),
+    "the same in a file that is large": (lambda: one_strip_for_all(2_000_000), "none compresses 1,032 times"),
+    "a palette PNG of an honest header": (honest_palette, "none compresses 1,032 times"),
 }
 
 
@@ -115,3 +168,30 @@ def test_a_bomb_costs_no_more_than_a_small_image(name: str, tmp_path: Path) -> N
     finally:
         tracemalloc.stop()
     assert peak < 20e6
+
+
+CHILD = """
+import resource, sys
+from pathlib import Path
+from denoise_core import images
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+small, bomb = sys.argv[1:]
+images.decode(Path(small).read_bytes(), max_pixels=10**6)
+before = peak()
+try:
+    images.decode(Path(bomb).read_bytes(), max_pixels=500_000_000)
+except images.ImageError as error:
+    print((peak() - before) // 1024, error)
+"""
+
+
+@pytest.mark.parametrize("make", [honest_zstd, honest_palette])
+def test_the_whole_process_stays_small(make: Callable[[], bytes], tmp_path: Path) -> None:
+    """What codecs take is not Python's memory: the peak of a process of its own, in MB."""
+    small, bomb = tmp_path / "small", tmp_path / "bomb"
+    small.write_bytes(tiff(picture(16, 16), compression="zstd"))
+    bomb.write_bytes(make())
+    command = [sys.executable, "-c", CHILD, str(small), str(bomb)]
+    megabytes, _, words = subprocess.run(command, capture_output=True, text=True, check=True).stdout.partition(" ")
+    assert "none compresses 1,032 times" in words
+    assert int(megabytes) < 60

@@ -13,7 +13,7 @@ import tifffile
 from scipy import ndimage
 
 from denoise_core.device import Device
-from denoise_core.images import read_header
+from denoise_core.images import bounds, read_header
 from denoise_core.methods.zs_fit.noise_level import estimate
 from tasks.add_noise import add_noise
 from tasks.arrangement import renamed
@@ -279,3 +279,18 @@ def test_the_file_says_what_was_done(settings: Settings) -> None:
     steps(settings, np.zeros((20, 20), np.uint8))
     with tifffile.TiffFile(settings.images / "a.tif") as tif:
         assert tif.pages[0].software.endswith("(nl-bayes fast)")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("crop", [None, 16])
+def test_an_image_that_memory_cannot_hold_is_not_read(
+    settings: Settings, crop: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 bytes a sample of uint16; of an image that is cropped 4, since the rest is not worked on."""
+    path = settings.input / "a.tif"
+    tifffile.imwrite(path, np.arange(64 * 64, dtype=np.uint16).reshape(64, 64))
+    work = Work(Source("a.tif", "", read_header(path, max_pixels=settings.max_pixels)), replace(settings, crop=crop))
+    need = 64 * 64 * (16 if crop is None else 4)
+    for there, words in ((need - 1, "4,096 samples of uint16 take about"), (need, "the file changed")):
+        monkeypatch.setattr(bounds, "machine_bytes", lambda there=there: there)
+        load.fn(work, replace(settings, crop=crop))
+        assert words in str(work.row["error"])

@@ -1,0 +1,64 @@
+"""What an image may ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from image_files import LIMIT, jpeg, picture, png, tiff
+
+from denoise_core import images
+from denoise_core.images import Header, ImageError, bounds
+
+
+@pytest.mark.parametrize("need", [bounds.SPARE, bounds.DENSEST * 1_000_000])
+def test_samples_come_from_a_share_of_as_many_bytes(need: int) -> None:
+    held = 1 if need == bounds.SPARE else 1_000_000
+    bounds.check_held(held, need)
+    with pytest.raises(ImageError, match="cannot hold a picture"):
+        bounds.check_held(held, need + 1)
+
+
+def test_samples_and_their_size_count_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 × 50 pixels of 4 doubles: 96,000 bytes, twice, and 48,000 for each copy as float32."""
+    header = Header("tiff", "YXC", (60, 50, 4), "float64")
+    monkeypatch.setattr(bounds, "machine_bytes", lambda: 2 * 96_000 + 3 * 48_000)
+    bounds.check_memory(header, floats=3)
+    with pytest.raises(ImageError, match=r"12,000 samples of float64 take about 0.0 GB of memory .* has 0.0 GB"):
+        bounds.check_memory(header, floats=4)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [png(picture(24, 31, 3), colour=2), jpeg(picture(24, 31, 3)), tiff(picture(24, 31, 3), photometric="rgb")],
+    ids=["png", "jpeg", "tiff"],
+)
+def test_what_does_not_fit_is_not_decoded(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = 2 * 24 * 31 * 3
+    monkeypatch.setattr(bounds, "machine_bytes", lambda: need)
+    assert images.decode(data, max_pixels=LIMIT).pixels.shape == (24, 31, 3)
+    monkeypatch.setattr(bounds, "machine_bytes", lambda: need - 1)
+    monkeypatch.setattr(np, "empty", None)  # where pixels would go
+    with pytest.raises(ImageError, match="of memory to be worked on"):
+        images.decode(data, max_pixels=LIMIT)
+
+
+def test_limits_of_control_groups(tmp_path: Path) -> None:
+    """Version 2 and version 1, the group's own and one around it; in a container only the outermost is there."""
+    inner = tmp_path / "machine.slice" / "job.scope"
+    inner.mkdir(parents=True)
+    (inner / "memory.max").write_text("max\n")
+    (inner.parent / "memory.max").write_text("3000\n")
+    assert bounds.group_limits("0::/machine.slice/job.scope\n", tmp_path) == [3000]
+    (inner / "memory.max").write_text("2000\n")
+    assert sorted(bounds.group_limits("0::/machine.slice/job.scope\n", tmp_path)) == [2000, 3000]
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("1000\n")
+    assert bounds.group_limits("5:cpu:/a\n4:hugetlb,memory:/docker/elsewhere\n", tmp_path) == [1000]
+    assert bounds.group_limits("5:cpu:/a\n0::/gone\n", tmp_path) == []
+
+
+def test_the_machine_has_no_more_than_it_has() -> None:
+    assert 0 < bounds.machine_bytes() <= psutil.virtual_memory().total

@@ -145,7 +145,7 @@ def _denoise(work: Work, settings: Settings, planes: Planes, copy: Copy) -> None
     laid = _Laid(planes, arrangement, _NEIGHBOURS if settings.method == "zs-fit" else 2)
     check_size(laid.shape, settings)
     missing = laid.survey()
-    notes = ["a large stack: denoised and written some frames at a time", *planes.series.layout.notes]
+    notes = ["a large stack: denoised and written some frames at a time", *planes.notes]
     if missing:
         notes.append(f"{missing:,} values that are NaN or infinite stay as they are")
     work.intensities = Intensities(arrangement, laid.dtype, laid.scales, None)

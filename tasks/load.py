@@ -9,7 +9,7 @@ import numpy as np
 from prefect import task
 
 from denoise_core.errors import DenoiseError
-from denoise_core.images import Image, ImageError, check_memory, check_size, cropped, decode, in_rgb
+from denoise_core.images import Image, ImageError, check_memory, check_size, cropped, decode, in_rgb, read_header
 from tasks.arrangement import arrange
 from tasks.faults import SourceChanged
 from tasks.intensities import Intensities
@@ -69,8 +69,12 @@ def _reference(work: Work, image: Image, settings: Settings) -> np.ndarray:
     assert settings.reference is not None
     if work.source.reference_sha256 is None:
         raise NoReference("there is no reference under this path")
+    folder, name = settings.reference, work.source.name
     try:
-        reference = decode(read_below(settings.reference, work.source.name), max_pixels=settings.max_pixels)
+        read_header(
+            folder / name if folder.is_dir() else folder, max_pixels=settings.max_pixels
+        )  # before it is read whole
+        reference = decode(read_below(folder, name), max_pixels=settings.max_pixels)
     except (FileNotFoundError, IsADirectoryError, SourceChanged):
         raise NoReference("there is no reference under this path") from None
     except ImageError as error:

@@ -28,6 +28,18 @@ def check_held(held: int, need: int) -> None:
         )
 
 
+def check_used(size: int, used: int) -> None:
+    """Refuse a file of `size` bytes whose image accounts for `used` of them and little more; raises ImageError.
+
+    Directories, metadata and gaps may take as much as the pixels: frames can be smaller than what is noted of each.
+    """
+    if size > 2 * used + SPARE:
+        raise ImageError(
+            f"a file of {size:,} bytes, of which its image accounts for no more than {used:,}: what the others are is not known, "
+            "and they are too many to be carried over"
+        )
+
+
 def check_memory(header: Header, *, floats: int = 0) -> None:
     """Refuse an image that cannot be in this machine's memory as it was and as it is written, both in the file's data type.
 

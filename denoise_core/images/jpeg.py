@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise_core.images.bounds import check_held, check_memory
+from denoise_core.images.bounds import check_held, check_memory, check_used
 from denoise_core.images.levels import same_bits
 from denoise_core.images.model import Header, Image, ImageError, check_size
 
@@ -82,6 +82,7 @@ def read_header(file: BinaryIO, *, max_pixels: int) -> Header:
             check_size(frame.width, frame.height, max_pixels)
             header = _header(frame, adobe=None)
             check_held(size, header.bytes)
+            check_used(size, header.bytes)
             return header
         at += 2 + length
     raise ImageError("the JPEG is truncated: it has no image header")

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise_core.images.bounds import check_held, check_memory
+from denoise_core.images.bounds import check_held, check_memory, check_used
 from denoise_core.images.model import Header, Image, ImageError, check_size, split_alpha, with_alpha
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -113,6 +113,7 @@ def read_header(file: BinaryIO, *, max_pixels: int) -> Header:
         raise ImageError("the PNG is truncated: it has no pixel data")
     header = _header(start)
     check_held(size, header.bytes)
+    check_used(size, start.raw_bytes)
     return header
 
 

@@ -16,14 +16,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise_core.images.bounds import check_held, check_memory
+from denoise_core.images.bounds import SPARE, check_held, check_memory, check_used
 from denoise_core.images.levels import area_means, same_bits
 from denoise_core.images.model import Header, Image, split_alpha, with_alpha
 from denoise_core.images.tiff_directories import Directory, Source, open_source
 from denoise_core.images.tiff_rooms import Rewriter, Segments, find_segments
 from denoise_core.images.tiff_segments import decode_page, encode_page
 from denoise_core.images.tiff_series import Series, read_series
-from denoise_core.images.tiff_software import add_software
+from denoise_core.images.tiff_software import add_software, untold
 
 _ORIENTATION, _ICC_PROFILE = 274, 34675
 
@@ -40,7 +40,11 @@ class Carried:
 def read_header(file: BinaryIO, *, max_pixels: int, by_plane: bool = False) -> Header:
     """The header of an open TIFF; reads directories and no pixels. Raises ImageError."""
     series = read_series(file, max_pixels, by_plane=by_plane)
-    check_held(series.source.size, len(series.pages) * series.layout.bytes)
+    size = series.source.size
+    check_held(size, len(series.pages) * series.layout.bytes)
+    if size > SPARE:
+        most = 2 * sum(page.layout.coded_bytes for page in series.all_pages)  # no codec makes more of noise
+        check_used(size, min(find_segments(series).bytes, most))
     return series.header
 
 
@@ -63,7 +67,7 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
         dtype=header.dtype,
         pixels=np.ascontiguousarray(pixels),
         alpha=alpha,
-        notes=layout.notes,
+        notes=(*layout.notes, *untold(series.source)),
         carried=Carried(data, series, segments),
     )
 
@@ -82,7 +86,7 @@ def encode(image: Image, pixels: NDArray[Any], software: str) -> bytes:
         for page, coded in enumerate(_coded(image, carried.series, pixels)):
             rewriter.put_page(page, coded)
         rewriter.finish()
-    if software:
+    if software and not untold(carried.series.source):
         add_software(out, software)
     return out.getvalue()
 

@@ -17,6 +17,7 @@ TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4
 INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 MOST_DIRECTORIES = 100_000
 SUB_IFDS = 330
+TOO_LARGE = "the result is larger than 4 GB, which its TIFF kind cannot hold; BigTIFF can"
 _MOST_TAGS = 4096
 _MOST_VALUES = 64  # of a tag that describes samples: one for each
 
@@ -186,7 +187,7 @@ def set_integers(out: BinaryIO, source: Source, code: int, tag: Tag, values: lis
     kind, inline, entry = (16, 8, "HHQ") if big else (4, 4, "HHI")
     end = out.seek(0, io.SEEK_END)
     if max(values) >= 1 << (8 * TYPE_BYTES[kind]) or (not big and end >= 1 << 32):
-        raise ImageError("the result is larger than 4 GB, which its TIFF kind cannot hold; BigTIFF can")
+        raise ImageError(TOO_LARGE)
     data = struct.pack(f"{order}{len(values)}{INTEGERS[kind]}", *values)
     put(out, tag.entry_at, struct.pack(order + entry, code, kind, len(values)))
     value_at = tag.entry_at + struct.calcsize(order + entry)

@@ -100,6 +100,11 @@ class Layout:
         return self.width * self.height * self.samples * self.dtype.itemsize
 
     @property
+    def coded_bytes(self) -> int:
+        """Of all strips or tiles, uncompressed."""
+        return self.segment_count * self.segment_height * self.row_bytes
+
+    @property
     def codes(self) -> tuple[int, int]:
         """The tags that list where the strips or tiles begin, and how many bytes they take."""
         return (TILE_OFFSETS, TILE_BYTES) if self.tiled else (STRIP_OFFSETS, STRIP_BYTES)

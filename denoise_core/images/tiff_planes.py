@@ -15,7 +15,7 @@ from denoise_core.images.model import Header, ImageError, damage_told
 from denoise_core.images.tiff_rooms import Rewriter, find_segments
 from denoise_core.images.tiff_segments import decode_page, encode_page
 from denoise_core.images.tiff_series import read_series
-from denoise_core.images.tiff_software import add_software
+from denoise_core.images.tiff_software import add_software, untold
 
 
 class Planes:
@@ -28,11 +28,17 @@ class Planes:
         self._file = file
         self.series = read_series(file, max_pixels, by_plane=True)
         self.segments = find_segments(self.series)
+        self.untold = untold(self.series.source)
 
     @property
     def header(self) -> Header:
         """What `read_header` gives."""
         return self.series.header
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Short phrases for what was taken for what, and for what the copy will not carry."""
+        return (*self.series.layout.notes, *self.untold)
 
     @property
     def colours(self) -> int:
@@ -105,5 +111,5 @@ class Copy:
         """Write what tells where the pixels lie, and add `software`, ASCII, to the tag Software."""
         if self._rewriter is not None:
             self._rewriter.finish()
-        if software:
+        if software and not self._planes.untold:
             add_software(self._out, software)

@@ -29,6 +29,12 @@ class Segments:
     begins: list[int]
     in_place: bool  # other pixels take the same room: nothing is compressed, and no two strips are the same
 
+    @property
+    def bytes(self) -> int:
+        """Of the file that they take: several may be the same."""
+        _, first = np.unique(self.offsets, return_index=True)
+        return int(self.sizes[first].sum())
+
     def of(self, page: int) -> Iterator[tuple[int, int]]:
         """Offset and size of each of a page."""
         part = slice(self.begins[page], self.begins[page + 1])
@@ -87,8 +93,7 @@ def _refuse_bombs(series: Series, segments: Segments) -> None:
             f"the TIFF is damaged: {held[short[0]]:,} bytes of pixel data{where} "
             f"cannot hold the {need[short[0]]:,} that its header needs"
         )
-    _, first = np.unique(segments.offsets, return_index=True)  # several may be the same
-    check_held(int(segments.sizes[first].sum()), int(need.sum()))
+    check_held(segments.bytes, int(need.sum()))
 
 
 def _refuse_overlaps(series: Series, segments: Segments) -> None:

@@ -6,29 +6,38 @@ import io
 import struct
 from typing import BinaryIO
 
-from denoise_core.images.tiff_directories import Directory, Source, Tag, open_source, put
+from denoise_core.images.model import ImageError
+from denoise_core.images.tiff_directories import TOO_LARGE, Directory, Source, Tag, open_source, put
 
 _SOFTWARE, _ASCII = 305, 2
 # The index of these files says where each directory stands: none can move.
 _INDEXED = (51123,)  # Micro-Manager
+_LARGEST = (1 << 32) - (1 << 20)  # bytes of a source that may be told in; a result seldom is larger
+
+
+def untold(source: Source) -> tuple[str, ...]:
+    """Why the tag of a file cannot tell what was done, as a note; nothing where it can."""
+    if not source.big and source.size > _LARGEST:
+        return ("the tag Software says nothing of this: the file has as many bytes as a TIFF that is no BigTIFF can",)
+    directory = source.directory(source.first)
+    if _SOFTWARE not in directory.tags and any(code in directory.tags for code in _INDEXED):
+        return ("the tag Software says nothing of this: the file has an index of where everything stands",)
+    return ()
 
 
 def add_software(out: BinaryIO, text: str) -> None:
-    """Append `text` to the tag, or add the tag; every other tag and value stays.
+    """Append `text` to the tag, or add the tag; every other tag and value stays. Nothing may be `untold` of the source.
 
     A directory without the tag has no room for it: it is written anew at the end of the file, and the file's header points
-    there. Nothing is done where that cannot be: the file would be larger than its offsets can say, or holds an index of its
-    directories.
+    there. Raises ImageError where the file has become larger than its offsets can say.
     """
     source = open_source(out)
     directory = source.directory(source.first)
     tag = directory.tags.get(_SOFTWARE)
-    room = len(text) + 4096 + (directory.end - directory.start)
-    if not source.big and source.size + room >= 1 << 32:
-        return
+    if not source.big and source.size + len(text) + 4096 + (directory.end - directory.start) >= 1 << 32:
+        raise ImageError(TOO_LARGE)
     if tag is None:
-        if not any(code in directory.tags for code in _INDEXED):
-            _add_tag(out, source, directory, text)
+        _add_tag(out, source, directory, text)
         return
     before = source.raw(tag).partition(b"\0")[0]
     between = b"\n" if b"\n" in before else b"; "  # some programs keep lines of settings here

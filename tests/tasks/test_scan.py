@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from tasks.faults import Interrupted, interrupt
@@ -139,3 +140,15 @@ def test_inks_are_three_colours_where_they_will_be_painted(tmp_path: Path) -> No
     for in_rgb, axes, shape in ((False, None, (20, 30, 4)), (True, None, (20, 30, 3)), (True, "YXC", (20, 30, 3))):
         found = scan(root, tmp_path / "out", max_pixels=10**6, config_digest="c", in_rgb=in_rgb, axes=axes)
         assert [source.header.shape for source in found.todo] == [shape]
+
+
+def test_a_file_that_is_mostly_a_hole_is_a_failed_row(tmp_path: Path) -> None:
+    """4 GB that take no room on the disk; neither its digest nor its pixels are asked for."""
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64), np.uint8))
+    os.truncate(tmp_path / "a.tif", 1 << 32)
+    found = scan(tmp_path, tmp_path / "out", max_pixels=10**6, config_digest="")
+    assert [row["status"] for row in found.refused] == ["failed"]
+    assert (
+        "a file of 4,294,967,296 bytes, of which its image accounts for no more than 4,096:"
+        in found.refused[0]["error"]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -294,3 +295,15 @@ def test_an_image_that_memory_cannot_hold_is_not_read(
         monkeypatch.setattr(bounds, "machine_bytes", lambda there=there: there)
         load.fn(work, replace(settings, crop=crop))
         assert words in str(work.row["error"])
+
+
+def test_a_reference_that_is_mostly_a_hole_is_not_read(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "clean").mkdir()
+    tifffile.imwrite(tmp_path / "clean" / "a.tif", np.zeros((16, 16), np.uint8))
+    os.truncate(tmp_path / "clean" / "a.tif", 1 << 32)
+    tifffile.imwrite(settings.input / "a.tif", np.zeros((16, 16), np.uint8))
+    found = (settings.input / "a.tif").read_bytes()
+    header = read_header(settings.input / "a.tif", max_pixels=1000)
+    work = Work(Source("a.tif", hashlib.sha256(found).hexdigest(), header, "known"), settings)
+    load.fn(work, replace(settings, reference=tmp_path / "clean"))
+    assert "not scored: the reference is a file of 4,294,967,296 bytes" in str(work.row["note"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from image_files import LIMIT, jpeg, picture, png, tiff
 
 from denoise_core import images
 from denoise_core.images import Header, ImageError, bounds
+from denoise_core.images import tiff as tiff_container
 
 
 @pytest.mark.parametrize("need", [bounds.SPARE, bounds.DENSEST * 1_000_000])
@@ -40,7 +43,6 @@ def test_what_does_not_fit_is_not_decoded(data: bytes, monkeypatch: pytest.Monke
     monkeypatch.setattr(bounds, "machine_bytes", lambda: need)
     assert images.decode(data, max_pixels=LIMIT).pixels.shape == (24, 31, 3)
     monkeypatch.setattr(bounds, "machine_bytes", lambda: need - 1)
-    monkeypatch.setattr(np, "empty", None)  # where pixels would go
     with pytest.raises(ImageError, match="of memory to be worked on"):
         images.decode(data, max_pixels=LIMIT)
 
@@ -62,3 +64,42 @@ def test_limits_of_control_groups(tmp_path: Path) -> None:
 
 def test_the_machine_has_no_more_than_it_has() -> None:
     assert 0 < bounds.machine_bytes() <= psutil.virtual_memory().total
+
+
+LONG_STRIP = tiff(picture(24, 31), rowsperstrip=24).replace(struct.pack("<HHII", 279, 4, 1, 24 * 31), b"%s")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.png", png(picture(24, 31))),
+        ("a.jpg", jpeg(picture(24, 31))),
+        ("a.tif", tiff(picture(24, 31))),
+        ("long strip.tif", LONG_STRIP),
+        ("a stack.tif", tiff(np.stack([picture(24, 31)] * 3), photometric="minisblack", compression="zlib")),
+    ],
+)
+def test_a_file_that_is_mostly_something_else_is_not_read(name: str, data: bytes, tmp_path: Path) -> None:
+    """Files with a hole at their end; of one it is said to be pixels."""
+    path = tmp_path / name
+    for size, refused in ((bounds.SPARE, False), (bounds.SPARE + (1 << 20), True)):
+        path.write_bytes(data.replace(b"%s", struct.pack("<HHII", 279, 4, 1, size - 4096)))
+        os.truncate(path, size)
+        for by_plane in (False, True):
+            if not refused:
+                assert images.read_header(path, max_pixels=LIMIT, by_plane=by_plane).pixels % (24 * 31) == 0
+                continue
+            with pytest.raises(
+                ImageError, match="a file of 269,484,032 bytes, of which its image accounts for no more than"
+            ):
+                images.read_header(path, max_pixels=LIMIT, by_plane=by_plane)
+
+
+def test_pixels_and_as_many_bytes_beside_them_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bounds, "SPARE", 1000)
+    monkeypatch.setattr(tiff_container, "SPARE", 1000)
+    (tmp_path / "a.tif").write_bytes(tiff(picture(100, 100), metadata=None) + bytes(10_000))
+    assert images.read_header(tmp_path / "a.tif", max_pixels=LIMIT).pixels == 10_000
+    (tmp_path / "a.tif").write_bytes(tiff(picture(100, 100), metadata=None) + bytes(11_000))
+    with pytest.raises(ImageError, match="no more than 10,000:"):
+        images.read_header(tmp_path / "a.tif", max_pixels=LIMIT)

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from image_files import LIMIT, anything, facts, picture, tiff
+from image_files import LIMIT, anything, facts, off_by_one, picture, tiff
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from denoise_core import images
-from denoise_core.images import Header, ImageError
+from denoise_core.images import Header, ImageError, tiff_software
 
 
 def stack(*shape: int, dtype: str = "uint16") -> NDArray[Any]:
@@ -780,3 +780,28 @@ def test_lines_of_settings_stay_lines() -> None:
     data = tiff(GREY[0], software="SI.a = 1\nSI.b = 2", metadata=None)
     image = images.decode(data, max_pixels=LIMIT)
     assert software(images.encode(image, GREY[1], software="done")) == "SI.a = 1\nSI.b = 2\ndone"
+
+
+@pytest.mark.parametrize("why", ["as many bytes as", "an index of where"])
+def test_where_nothing_can_be_told_a_note_says_so(why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A TIFF of nearly 4 GiB, for which a small one stands here, and one with an index of its directories."""
+    if why == "as many bytes as":
+        monkeypatch.setattr(tiff_software, "_LARGEST", 1000)
+        data = tiff(GREY, photometric="minisblack", software="a microscope")
+    else:
+        data = tiff(GREY, photometric="minisblack", software=False, extratags=[(51123, "s", 0, "{}", True)])
+    image = images.decode(data, max_pixels=LIMIT)
+    assert [why in note for note in image.notes] == [True]
+    written = images.encode(image, off_by_one(image.pixels), software="denoise-flows 1")
+    assert b"denoise-flows" not in written
+    path = tmp_path / "a.tif"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        planes = images.open_planes(file, max_pixels=LIMIT)
+        assert planes.notes == image.notes
+        out = io.BytesIO(data)
+        copy = planes.copy(out)
+        for page in range(len(GREY)):
+            copy.put(page, None)
+        copy.finish("denoise-flows 1")
+    assert out.getvalue() == data

@@ -31,6 +31,9 @@ _PIXELS_A_BYTE = 1024
 _MARKER_IN_SCAN = re.compile(rb"\xff+([^\x00\xff])")
 _FILLER = bytes((37 * i + 0x5B) % 251 for i in range(24))
 _MOST_SEGMENTS = 100_000
+# A progressive picture has about 10 scans, each of which goes over all pixels again: a few bytes can ask for hours.
+_MOST_SCANS = 100
+_MOST_SCANNED = 10_000_000_000  # scans × pixels: some seconds, and 20 scans of the largest picture that is accepted
 _PROFILE = b"ICC_PROFILE\0"
 _PROFILE_HEAD = len(_PROFILE) + 2  # and the part's number, and of how many
 
@@ -222,6 +225,7 @@ def _walk(data: bytes, max_pixels: int) -> _Stream:  # noqa: PLR0912 one branch 
     frame: Frame | None = None
     segments: list[tuple[int, bytes]] = []
     ends: list[int] = []
+    scans = 0
     for _ in range(_MOST_SEGMENTS):
         if at + 2 > len(data):
             raise ImageError(f"the JPEG is truncated: it ends after {len(data):,} bytes without its end mark")
@@ -250,6 +254,8 @@ def _walk(data: bytes, max_pixels: int) -> _Stream:  # noqa: PLR0912 one branch 
             raise ImageError("a JPEG that gives its height after its data, which is not supported")
         at += 2 + length
         if marker == _SOS:
+            scans += 1
+            _check_scans(scans, frame)
             for match in _MARKER_IN_SCAN.finditer(data, at):
                 ends.append(match.start())
                 if not 0xD0 <= match[1][0] <= 0xD7:
@@ -258,6 +264,15 @@ def _walk(data: bytes, max_pixels: int) -> _Stream:  # noqa: PLR0912 one branch 
             else:
                 raise ImageError(f"the JPEG is truncated: it ends after {len(data):,} bytes without its end mark")
     raise ImageError(f"the JPEG has more than {_MOST_SEGMENTS:,} segments")
+
+
+def _check_scans(scans: int, frame: Frame | None) -> None:
+    pixels = frame.width * frame.height if frame else 0
+    if scans > _MOST_SCANS or scans * pixels > _MOST_SCANNED:
+        raise ImageError(
+            f"a JPEG of {scans:,} scans or more over {pixels:,} pixels; at most {_MOST_SCANS} scans, and "
+            f"{_MOST_SCANNED:,} pixels in all of them together, are supported"
+        )
 
 
 def _is_frame(marker: int) -> bool:

@@ -29,6 +29,7 @@ class Tag(NamedTuple):
     number: int
     value_at: int
     entry_at: int
+    inline: bytes = b""  # the values, where the entry has room for them
 
     @property
     def bytes(self) -> int:
@@ -109,14 +110,16 @@ class Source:
         entry_at = start + count_bytes
         for code, kind, count, value in struct.iter_unpack(self.order + form, table[: number * step]):
             if kind in TYPE_BYTES:
-                value_at = entry_at + step - inline
-                if count * TYPE_BYTES[kind] > inline:
+                taken = count * TYPE_BYTES[kind]
+                if taken > inline:
                     value_at = struct.unpack(self.order + link_form, value)[0]
-                    if value_at + count * TYPE_BYTES[kind] > self.size:
+                    if value_at + taken > self.size:
                         raise ImageError(
                             f"the TIFF is truncated or damaged: the value of its tag {code} lies outside the file"
                         )
-                tags.setdefault(code, Tag(kind, count, value_at, entry_at))
+                    tags.setdefault(code, Tag(kind, count, value_at, entry_at))
+                else:
+                    tags.setdefault(code, Tag(kind, count, entry_at + step - inline, entry_at, value[:taken]))
             entry_at += step
         return Directory(start, start + count_bytes + len(table), tags, link)
 
@@ -146,7 +149,7 @@ class Source:
 
     def raw(self, tag: Tag) -> bytes:
         """The values of a tag as they stand in the file."""
-        return self.read(tag.value_at, tag.bytes)
+        return tag.inline or self.read(tag.value_at, tag.bytes)
 
 
 def open_source(file: BinaryIO) -> Source:

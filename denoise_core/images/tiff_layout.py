@@ -23,6 +23,10 @@ RATIOS = {NONE: 1, 5: 4096, 8: 1032, 32946: 1032, PACKBITS: 64, 50000: 65536, JP
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIP_ROWS, _PLANAR, _PREDICTOR = 258, 259, 262, 266, 278, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _JPEG_TABLES, _SUBSAMPLING = 322, 323, 338, 339, 347, 530
 _INK_SET, _DEPTH = 332, 32997
+_READ = (
+    WIDTH, HEIGHT, SAMPLES, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIP_ROWS, _PLANAR, _PREDICTOR, _TILE_WIDTH,
+    _TILE_HEIGHT, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _JPEG_TABLES, _SUBSAMPLING, _INK_SET, _DEPTH,
+)  # fmt: skip
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 0, 1, 2
 _MOST_SAMPLES = 64
 _MOST_TILE_PIXELS = 1 << 24
@@ -127,6 +131,14 @@ def dimensions(source: Source, directory: Directory) -> tuple[int, int, int]:
     """Width, height and samples a pixel."""
     find = functools.partial(source.integers, directory)
     return _one(find(WIDTH)), _one(find(HEIGHT)), _one(find(SAMPLES), 1)
+
+
+def signature(source: Source, directory: Directory) -> tuple[tuple[int, int, int, bytes], ...]:
+    """What `read_layout` would read of a directory, the same for directories that are laid out alike."""
+    tags = ((code, directory.tags[code]) for code in _READ if code in directory.tags)
+    return tuple(
+        (code, tag.type, tag.number, source.raw(tag) if tag.bytes <= _MOST_TABLE_BYTES else b"") for code, tag in tags
+    )
 
 
 def read_layout(source: Source, directory: Directory) -> Layout:

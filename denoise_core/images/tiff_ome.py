@@ -6,17 +6,20 @@ that they vary in.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 from denoise_core.images.model import ImageError
 from denoise_core.images.tiff_directories import MOST_DIRECTORIES, Directory, Source
 
 MOST_PLANES = 16 * MOST_DIRECTORIES
 _DESCRIPTION = 270
+_MOST_DEPTH = 1000
 _Place = tuple[int, ...]  # of a plane, along the axes of `Ome.axes`
 
 
@@ -41,6 +44,7 @@ class Ome:
         tag = first.tags.get(_DESCRIPTION)
         if tag is None or b"OME>" not in (text := source.raw(tag).partition(b"\0")[0].strip())[-10:]:
             return None
+        _refuse_depths(text)
         try:
             root = ElementTree.fromstring(_text(text))  # noqa: S314 expat bounds entities, and tifffile reads the same
         except ElementTree.ParseError:
@@ -97,6 +101,26 @@ class Ome:
         varied = [n for n, values in enumerate(lengths) if len(values) > 1]
         order = sorted(self.places, key=lambda page: self.places[page])
         return "".join(self.axes[n] for n in varied), tuple(len(lengths[n]) for n in varied), order
+
+
+def _refuse_depths(text: bytes) -> None:
+    """Refuse XML of elements in elements beyond what OME has, which takes seconds to walk and to let go of."""
+    depth = 0
+
+    def begins(_name: str, _attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > _MOST_DEPTH:
+            raise ImageError(f"the OME-TIFF is damaged: its XML is nested more than {_MOST_DEPTH} deep")
+
+    def ends(_name: str) -> None:
+        nonlocal depth
+        depth -= 1
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = begins, ends
+    with contextlib.suppress(expat.ExpatError):  # what is no XML is no OME either
+        parser.Parse(_text(text), True)
 
 
 def _refuse_too_many(images: list[ElementTree.Element], pages: int, smallest: int) -> None:

@@ -30,6 +30,7 @@ from denoise_core.images.tiff_layout import (
     Layout,
     dimensions,
     read_layout,
+    signature,
 )
 from denoise_core.images.tiff_ome import MOST_PLANES, Ome
 
@@ -270,11 +271,15 @@ def _pages(
     pages: list[Page] = []
     levels: list[list[Page]] = []
     layouts: dict[Layout, Layout] = {}
+    understood: dict[Any, Layout] = {}  # by signature: of 100,000 pages all but one are as the first
     own, shared = array("q"), array("q", (0, source.head_bytes))
 
     def page_of(directory: Directory) -> Page:
-        layout = read_layout(source, directory)
-        layout = layouts.setdefault(layout, layout)
+        key = signature(source, directory)
+        if key not in understood:
+            layout = read_layout(source, directory)
+            understood[key] = layouts.setdefault(layout, layout)
+        layout = understood[key]
         own.extend((directory.start, directory.end))
         for code, begin, end in directory.values():
             (own if code in layout.codes else shared).extend((begin, end))

@@ -115,6 +115,34 @@ def honest_palette() -> bytes:
     return png_head(18_000, 18_000, 1, 3) + chunk(b"PLTE", bytes(6)) + chunk(b"IDAT", coded) + chunk(b"IEND")
 
 
+def scans_without_end(number: int, side: int) -> bytes:
+    """A progressive JPEG that goes over all its blocks again and again, each time in a few bytes."""
+
+    def segment(marker: int, body: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+    blocks = (side // 8) ** 2
+    runs = "0" * (15 * -(-blocks // 16384))  # each the code of 2^14 blocks or more without a coefficient, and 14 bits
+    runs += "1" * (-len(runs) % 8)
+    again = int(runs, 2).to_bytes(len(runs) // 8, "big").replace(b"\xff", b"\xff\0")
+    table = bytes([1]) + bytes(15)
+    out = [
+        b"\xff\xd8", segment(0xDB, b"\0" + bytes([1]) * 64),
+        segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + bytes([1, 0x11, 0])),
+        segment(0xC4, b"\0" + table + b"\0"), segment(0xC4, b"\x10" + table + b"\xe0"),
+        segment(0xDA, bytes([1, 1, 0, 0, 0, 0])), bytes(blocks // 8),
+    ]  # fmt: skip
+    for n in range(number):
+        out += [segment(0xDA, bytes([1, 1, 0, 1 + n % 63, 1 + n % 63, 0])), again]
+    return b"".join([*out, b"\xff\xd9"])
+
+
+def deep_ome() -> bytes:
+    """Elements in each other, 200,000 deep."""
+    xml = "<OME>" + "<a>" * 200_000 + "</a>" * 200_000 + "</OME>"
+    return tiff(picture(16, 16), description=xml, metadata=None)
+
+
 BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "a PNG of 60,000 × 60,000": (lambda: png_head(60_000, 60_000) + chunk(b"IDAT", b"x") + chunk(b"IEND"), "3,600"),
     "a PNG of 20,000 × 20,000 in few bytes": (
@@ -134,6 +162,12 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "a PackBits strip": (lambda: inflating_tiff("packbits", b"\x81\0" * 100_000), "strip 0"),
     "a laughing OME": (laughing_ome, None),
     "a ladder of sub-directories": (ladder, "circle"),
+    "a JPEG of 101 scans": (lambda: scans_without_end(100, 64), "at most 100 scans"),
+    "a JPEG of 99 scans of many pixels": (
+        lambda: scans_without_end(98, 11_008),
+        "10,000,000,000 pixels in all of them",
+    ),
+    "a deep OME": (deep_ome, "nested more than 1000 deep"),
     "a zstd strip of an honest header": (honest_zstd, "none compresses 1,032 times"),
     "an uncompressed strip in 8000 places": (one_strip_for_all, "none compresses 1,032 times"),
     "the same in a file that is large": (lambda: one_strip_for_all(2_000_000), "none compresses 1,032 times"),
@@ -195,3 +229,7 @@ def test_the_whole_process_stays_small(make: Callable[[], bytes], tmp_path: Path
     megabytes, _, words = subprocess.run(command, capture_output=True, text=True, check=True).stdout.partition(" ")
     assert "none compresses 1,032 times" in words
     assert int(megabytes) < 60
+
+
+def test_as_many_scans_as_are_real_are_read() -> None:
+    assert images.decode(scans_without_end(99, 64), max_pixels=MAX_PIXELS).pixels.shape == (64, 64)

@@ -23,7 +23,7 @@ import numpy as np
 from prefect import task
 
 from denoise_core import diagnostics, methods
-from denoise_core.images import Scale, fill_missing, open_planes, own_scale, to_float, writing
+from denoise_core.images import Scale, fill_missing, find_missing, open_planes, own_scale, to_float, writing
 from denoise_core.images.levels import same_bits
 from denoise_core.methods.frames import Frames
 from tasks import activity
@@ -31,7 +31,7 @@ from tasks.arrangement import Arrangement, arrange, renamed
 from tasks.denoise import check_size, each_frame, timed, zs_fit
 from tasks.evaluate import FRAMES_LOOKED_AT, Stacks, mean, noise_levels
 from tasks.faults import SourceChanged, stop_if_interrupted
-from tasks.intensities import Intensities
+from tasks.intensities import Intensities, missing_told
 from tasks.save import software
 from tasks.settings import Settings
 from tasks.slots import hold_slot
@@ -145,9 +145,7 @@ def _denoise(work: Work, settings: Settings, planes: Planes, copy: Copy) -> None
     laid = _Laid(planes, arrangement, _NEIGHBOURS if settings.method == "zs-fit" else 2)
     check_size(laid.shape, settings)
     missing = laid.survey()
-    notes = ["a large stack: denoised and written some frames at a time", *planes.notes]
-    if missing:
-        notes.append(f"{missing:,} values that are NaN or infinite stay as they are")
+    notes = ["a large stack: denoised and written some frames at a time", *planes.notes, *missing_told(*missing)]
     work.intensities = Intensities(arrangement, laid.dtype, laid.scales, None)
     fill(
         work.row,
@@ -194,24 +192,30 @@ class _Laid:
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
-    def survey(self) -> int:
-        """Find the scale of each stack; how many values are missing in all."""
+    def survey(self) -> tuple[int, int]:
+        """Find the scale of each stack; how many values are no numbers, and how many too large to compute with."""
         own, frames = own_scale(self.dtype), self._arrangement.frames
         if own is not None:
             self.scales = (own,) * self._arrangement.stacks
-            return 0
-        size, lost, scales = math.prod(self.shape), 0, []
+            return 0, 0
+        size, numberless, too_large, scales = math.prod(self.shape), 0, 0, []
         every = methods.every_nth(frames * size)
         for stack in range(self._arrangement.stacks):
-            some, least, greatest = [], math.inf, -math.inf
+            some, least, greatest, lost = [], math.inf, -math.inf, 0
             for frame in range(frames):
-                pixels, missing = self._filled(stack * frames + frame)
-                lost += 0 if missing is None else int(np.count_nonzero(missing))
+                pixels, missing = self._filled(stack * frames + frame, None)
+                if missing is not None:
+                    lost += int(np.count_nonzero(missing))
+                    numberless += int(np.count_nonzero(~np.isfinite(self.raw(stack * frames + frame))))
                 some.append(pixels.reshape(-1)[-(frame * size) % every :: every])
                 least, greatest = min(least, float(pixels.min())), max(greatest, float(pixels.max()))
             scales.append(Scale(*methods.robust_range(np.concatenate(some), lambda: (least, greatest))))  # noqa: B023
+            if find_missing(np.array([least, greatest]), scales[-1]) is not None:
+                each = (self._filled(stack * frames + frame, scales[-1])[1] for frame in range(frames))
+                lost = sum(int(np.count_nonzero(missing)) for missing in each if missing is not None)
+            too_large += lost
         self.scales = tuple(scales)
-        return lost
+        return numberless, too_large - numberless
 
     def stack(self, number: int) -> Frames:
         """A stack on the unit scale."""
@@ -222,12 +226,13 @@ class _Laid:
 
     def unit(self, plane: int) -> np.ndarray:
         """A plane as float32 on the unit scale, missing pixels filled in."""
-        return to_float(self._filled(plane)[0], self.scales[plane // self._arrangement.frames])
+        scale = self._scale_of(plane)
+        return to_float(self._filled(plane, scale)[0], scale)
 
     def stored(self, plane: int, denoised: np.ndarray) -> tuple[np.ndarray, float, np.ndarray | None]:
         """A plane of the unit scale in the file's intensities, the share that was clipped, and where pixels are missing."""
-        source, (_, missing) = self.raw(plane), self._filled(plane)
-        scale = self.scales[plane // self._arrangement.frames]
+        scale = self._scale_of(plane)
+        source, (_, missing) = self.raw(plane), self._filled(plane, scale)
         alone = Arrangement("TYXS", (1, *self.shape), 0, (3,))
         intensities = Intensities(alone, self.dtype, (scale,), None if missing is None else missing[None])
         pixels, clipped = intensities.stored(denoised[None], source[None], self.unit(plane)[None])
@@ -258,13 +263,14 @@ class _Laid:
             pixels[..., channels] = self._page(page)[..., self._samples[plane, channels]]
         return pixels
 
-    def _filled(self, plane: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """A plane with numbers where there are none, and where that is."""
+    def _scale_of(self, plane: int) -> Scale:
+        return self.scales[plane // self._arrangement.frames]
+
+    def _filled(self, plane: int, scale: Scale | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """A plane with numbers where there are none to compute with, and where that is."""
         pixels = self.raw(plane)
-        if self.dtype.kind != "f" or np.isfinite(pixels).all():
-            return pixels, None
-        missing = ~np.isfinite(pixels)
-        return fill_missing(pixels, missing), missing
+        missing = None if own_scale(self.dtype) is not None else find_missing(pixels, scale)
+        return (pixels, None) if missing is None else (fill_missing(pixels, missing), missing)
 
     def _page(self, number: int) -> np.ndarray:
         stop_if_interrupted()

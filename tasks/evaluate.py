@@ -82,7 +82,8 @@ def _score(work: Work, pixels: np.ndarray, stacks: Stacks) -> None:
             written[number] = to_float(plane)
     else:
         clean, noisy = stacks.intensities.of_file(work.clean), stacks.intensities.of_file(work.noisy)
-        written[...] = pixels
+        with np.errstate(over="ignore"):  # only what is missing is beyond float32
+            written[...] = pixels
         missing = stacks.intensities.missing
         if missing is not None:  # they count as what was filled in for them, before and after
             written[missing] = noisy[missing]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from denoise_core.images import Scale, changed, fill_missing, from_float, own_scale, to_float
+from denoise_core.images import Scale, changed, fill_missing, find_missing, from_float, own_scale, to_float
 from denoise_core.methods import intensity_range
 from tasks.arrangement import Arrangement
 
@@ -17,7 +17,7 @@ class Intensities:
 
     The unit scale is the range of integers of 8 and 16 bits. Other types seldom fill their range: there it is the stack's
     own, from the 0.1st to the 99.9th percentile, or from the least to the greatest value of images that are clean.
-    `missing` (planes, H, W, C) is where pixels are NaN or infinite; None where none are.
+    `missing` (planes, H, W, C) is where pixels are NaN, infinite or too large to compute with; None where none are.
     """
 
     arrangement: Arrangement
@@ -28,15 +28,31 @@ class Intensities:
     @classmethod
     def of(cls, pixels: np.ndarray, arrangement: Arrangement, *, clean: bool) -> tuple[Intensities, np.ndarray]:
         """Those of a file's pixels, and these as float32 planes on the unit scale, missing ones filled in."""
-        planes, missing = arrangement.planes(pixels), None
-        if planes.dtype.kind == "f" and not np.isfinite(planes).all():
-            missing = ~np.isfinite(planes)
-            planes = np.stack([fill_missing(*plane) for plane in zip(planes, missing, strict=True)])
-        own = own_scale(planes.dtype)
-        stacks = (planes[arrangement.stack(number)] for number in range(arrangement.stacks))
-        scales = tuple(own or _scale(stack, clean=clean) for stack in stacks)
-        found = cls(arrangement, planes.dtype, scales, missing)
-        return found, found._unit(planes)
+        planes, own = arrangement.planes(pixels), own_scale(pixels.dtype)
+        if own is not None:
+            found = cls(arrangement, planes.dtype, (own,) * arrangement.stacks, None)
+            return found, found._unit(planes)
+        stacks = [arrangement.stack(number) for number in range(arrangement.stacks)]
+        filled = _filled(planes, find_missing(planes))
+        scales = [Scale(*intensity_range(filled[stack])) for stack in stacks]
+        each = [find_missing(planes[stack], scale) for stack, scale in zip(stacks, scales, strict=True)]
+        missing = None
+        if any(lost is not None for lost in each):
+            missing = np.zeros(planes.shape, bool)
+            for stack, lost in zip(stacks, each, strict=True):
+                missing[stack] = False if lost is None else lost
+            filled = _filled(planes, missing)
+        if clean:
+            scales = [_whole(filled[stack], scale) for stack, scale in zip(stacks, scales, strict=True)]
+        found = cls(arrangement, planes.dtype, tuple(scales), missing)
+        return found, found._unit(filled)
+
+    def told_missing(self, pixels: np.ndarray) -> list[str]:
+        """Notes of what is missing of the file's pixels."""
+        if self.missing is None:
+            return []
+        numbers = int(np.count_nonzero(self.missing & np.isfinite(self.arrangement.planes(pixels))))
+        return missing_told(int(np.count_nonzero(self.missing)) - numbers, numbers)
 
     @property
     def own(self) -> Scale | None:
@@ -49,17 +65,15 @@ class Intensities:
 
     def filled(self, pixels: np.ndarray) -> np.ndarray:
         """The same of other pixels, those that are missing in the file filled in."""
-        values = self.unit(pixels)
-        if self.missing is None:
-            return values
-        return np.stack([fill_missing(*plane) for plane in zip(values, self.missing, strict=True)])
+        return _filled(self.unit(pixels), self.missing)
 
     def of_file(self, values: np.ndarray) -> np.ndarray:
         """Planes of the unit scale as float32 in the file's intensities, neither rounded nor clipped."""
         scaled = np.empty_like(values)
         for number, plane in enumerate(values):
             scale = self._scale_of(number)
-            scaled[number] = plane * np.float64(scale.width) + scale.low
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+                scaled[number] = plane * np.float64(scale.width) + scale.low
         return scaled
 
     def stored(self, denoised: np.ndarray, source: np.ndarray, noisy: np.ndarray | None) -> tuple[np.ndarray, float]:
@@ -92,6 +106,24 @@ class Intensities:
         return values
 
 
-def _scale(stack: np.ndarray, *, clean: bool) -> Scale:
-    low, high = (float(stack.min()), float(stack.max())) if clean else intensity_range(stack)
-    return Scale(low, high) if low < high else Scale(*intensity_range(stack))
+def missing_told(numberless: int, too_large: int) -> list[str]:
+    """Notes of so many values that are left as they are."""
+    told = []
+    if numberless:
+        told.append(f"{numberless:,} values that are NaN or infinite stay as they are")
+    if too_large:
+        told.append(f"{too_large:,} values that are too far from all others to compute with stay as they are")
+    return told
+
+
+def _filled(planes: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+    """Planes with numbers where some are missing."""
+    if missing is None:
+        return planes
+    return np.stack([fill_missing(*plane) for plane in zip(planes, missing, strict=True)])
+
+
+def _whole(stack: np.ndarray, robust: Scale) -> Scale:
+    """From the least to the greatest value, where they differ."""
+    low, high = float(stack.min()), float(stack.max())
+    return Scale(low, high) if low < high else robust

@@ -47,8 +47,7 @@ def load(work: Work, settings: Settings, *, step: str = "load") -> None:  # noqa
         header = replace(header, shape=image.pixels.shape)  # of what was cropped, if it was
         arrangement = arrange(header, work.source.channels)
         intensities, noisy = Intensities.of(image.pixels, arrangement, clean=settings.noise != "none")
-        if intensities.missing is not None:
-            notes.append(f"{np.count_nonzero(intensities.missing):,} values that are NaN or infinite stay as they are")
+        notes += intensities.told_missing(image.pixels)
         if settings.reference is not None:
             try:
                 work.clean = intensities.unit(_reference(work, image, settings))

@@ -47,8 +47,9 @@ def to_float(pixels: NDArray[Any], scale: Scale | None = None) -> NDArray[np.flo
         values: NDArray[np.float32] = np.divide(pixels, np.float32(scale.high), dtype=np.float32)
         return values
     values = np.empty(pixels.shape, np.float32)
-    for part in parts(pixels):
-        values[part] = (pixels[part].astype(np.float64) - scale.low) / scale.width
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        for part in parts(pixels):
+            values[part] = (pixels[part].astype(np.float64) - scale.low) / scale.width
     return values
 
 

@@ -1,4 +1,4 @@
-"""Pixels that hold no number: NaN and infinity, as masks and background corrections leave them."""
+"""Pixels that hold no number to work with: NaN and infinity, as masks and background corrections leave them, and giants."""
 
 from __future__ import annotations
 
@@ -7,6 +7,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from denoise_core.images.levels import Scale
+
+_LARGEST = 1e307  # sums and differences of some such are numbers still
+_FARTHEST = 1e6  # widths of the image's range: from 1e7 on a single pixel costs all others of float32's 7 digits
+
+
+def find_missing(pixels: NDArray[Any], scale: Scale | None = None) -> NDArray[np.bool_] | None:
+    """Where pixels of any shape are NaN, infinite, or too large to be computed with; None where none are.
+
+    Without a `scale` those are too large whose range would be no number; with one, those that are a million times its width
+    away from it.
+    """
+    if pixels.dtype.kind != "f" and scale is None:
+        return None
+    limits: Any = np.finfo(pixels.dtype) if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype)
+    low, high = max(float(limits.min), -_LARGEST), min(float(limits.max), _LARGEST)
+    if scale is not None:
+        low, high = max(low, scale.low - _FARTHEST * scale.width), min(high, scale.high + _FARTHEST * scale.width)
+    if low <= float(pixels.min()) and float(pixels.max()) <= high:
+        return None
+    kind = pixels.dtype.type if pixels.dtype.kind == "f" else np.float64
+    found: NDArray[np.bool_] = ~((pixels >= kind(low)) & (pixels <= kind(high)))
+    return found
 
 
 def fill_missing(plane: NDArray[Any], missing: NDArray[np.bool_]) -> NDArray[Any]:

@@ -316,7 +316,7 @@ def intensity_range(pixels: npt.NDArray[np.generic]) -> tuple[float, float]:
     Raises
     ------
     ValueError
-        For an empty image, and for NaN or infinite pixels.
+        For an empty image, and for pixels that are NaN, infinite or too large for the width of their range to be a number.
     """
     if pixels.size == 0:
         raise ValueError(f"The image has no pixels (shape {pixels.shape}).")
@@ -333,9 +333,11 @@ def every_nth(size: int) -> int:
 def robust_range(sample: npt.NDArray[np.generic], extremes: Callable[[], tuple[float, float]]) -> tuple[float, float]:
     """`intensity_range` of an image by a `sample` of its values, and its least and greatest value, if they are needed."""
     values = sample.astype(np.float64)
-    lo, hi = (float(value) for value in np.percentile(values, (0.1, 99.9)))
-    if not (np.isfinite(lo) and np.isfinite(hi)):
-        raise ValueError("The image has NaN or infinite pixels: there is no intensity range.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        lo, hi = (float(value) for value in np.percentile(values, (0.1, 99.9)))
+    if not np.isfinite(hi - lo):
+        what = "values too large to compute with" if np.isfinite(values).all() else "NaN or infinite pixels"
+        raise ValueError(f"The image has {what}: there is no intensity range.")
     if not lo < hi:
         lo, hi = extremes()
     if not lo < hi:

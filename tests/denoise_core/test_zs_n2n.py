@@ -454,3 +454,10 @@ def test_the_range_of_a_large_image_is_that_of_its_sample():
     for bad in (np.zeros((0, 3)), np.array([[1.0, np.nan]])):
         with pytest.raises(ValueError, match="pixels"):
             methods.intensity_range(bad)
+
+
+def test_a_range_that_no_number_can_be_the_width_of_is_called_that() -> None:
+    image = np.full((8, 8), 1.79e308)
+    image[::2] *= -1
+    with pytest.raises(ValueError, match="values too large to compute with: there is no intensity range"):
+        methods.intensity_range(image)

@@ -124,6 +124,7 @@ KINDS: dict[str, tuple[np.ndarray, str, dict[str, Any]]] = {
     "ImageJ in a row": (scene("TCYX"), "TCYX", {"imagej": True, "metadata": {"unit": "um", "finterval": 2.0}}),
     "OME": (scene("TCYX"), "TCYX", {"ome": True, "metadata": {"PhysicalSizeX": 0.1, "Channel": {"Name": ["a", "b"]}}}),
     "big and big-endian": (scene("TYX", "float32"), "TYX", {"bigtiff": True, "byteorder": ">", "compression": "zstd"}),
+    "giants": (scene("TYX", "float64"), "TYX", {}),
     "32 bits": (scene("TZYX", "uint32", T=2) // 7, "TZYX", {}),
     "alpha": (scene("TYXS", "uint16", S=4), "TYXS", {"extrasamples": ("unassalpha",)}),
 }
@@ -142,12 +143,18 @@ def test_blocks_give_what_the_whole_gives(
     if kind == "big and big-endian":
         pixels = pixels.copy()
         pixels[1, 5:9, 6] = np.nan
+    if kind == "giants":
+        pixels = pixels.copy()
+        pixels[0, 3, 4], pixels[2, 30, 9], pixels[3, 8, 8], pixels[4, 20, 20:23] = 1e300, -1.79e308, np.inf, 1e11
     write(settings.input / "a.tif", pixels, axes, **options)
     source = (settings.input / "a.tif").read_bytes()
     settings = replace(settings, method=method)
     whole, written, row, in_blocks = both(settings, monkeypatch)
     same(whole, row)
     assert in_blocks == written
+    if kind == "giants":
+        for told in (whole["note"], row["note"]):
+            assert "1 values that are NaN or infinite stay as they are; 5 values that are too far" in str(told)
     read = tifffile.imread(settings.images / "a.tif")
     assert np.array_equal(read, pixels, equal_nan=read.dtype.kind == "f") == (method == "none")
     before, after = facts(source), facts(in_blocks)

@@ -307,3 +307,50 @@ def test_a_reference_that_is_mostly_a_hole_is_not_read(settings: Settings, tmp_p
     work = Work(Source("a.tif", hashlib.sha256(found).hexdigest(), header, "known"), settings)
     load.fn(work, replace(settings, reference=tmp_path / "clean"))
     assert "not scored: the reference is a file of 4,294,967,296 bytes" in str(work.row["note"])
+
+
+@pytest.mark.parametrize("method", ["none", "nl-bayes", "wavelet"])
+@pytest.mark.parametrize(
+    ("dtype", "giant"), [("float64", 1e300), ("float64", -1.79e308), ("float32", 3e38), ("int32", 2**31 - 1)]
+)
+def test_giants_are_left_alone_and_poison_nothing(settings: Settings, dtype: str, giant: float, method: str) -> None:
+    """The rest comes out as where such pixels are NaN."""
+    settings = replace(settings, method=method)
+    noisy = (500 + 100 * ramp() + np.random.default_rng(0).normal(0, 8, (96, 128))).astype(dtype)
+    places = np.zeros(noisy.shape, bool)
+    places[20, 30:32] = places[70, 5] = True
+    marked = noisy.copy()
+    marked[places] = giant
+    row, result = steps(settings, marked)
+    assert row["note"] == "3 values that are too far from all others to compute with stay as they are"
+    assert np.array_equal(result[places], marked[places])
+    assert row["mean_denoised"] == pytest.approx(550, abs=2)
+    if method == "none":
+        assert np.array_equal(result, marked)
+        return
+    plain = noisy.astype("float64" if dtype == "int32" else dtype)
+    plain[places] = np.nan
+    _, expected = steps(settings, plain)
+    difference = result[~places].astype(float) - expected[~places]
+    assert np.sqrt(np.mean(difference**2)) < (0.4 if dtype == "int32" else 0.02)  # integers are rounded
+    truth = 500 + 100 * ramp()
+    assert np.std((result - truth)[~places]) < 0.5 * 8
+
+
+@pytest.mark.parametrize("method", ["none", "nl-bayes"])
+def test_an_image_of_giants_alone_stays_as_it_is(settings: Settings, method: str) -> None:
+    pixels = np.full((32, 32), 1.79e308)
+    pixels[::2] *= -1
+    row, result = steps(replace(settings, method=method), pixels)
+    assert np.array_equal(result, pixels)
+    assert str(row["note"]).startswith("1,024 values that are too far from all others")
+
+
+def test_giants_beside_a_reference_hinder_no_score(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "clean").mkdir()
+    truth = 500 + 100 * ramp()
+    noisy = truth + np.random.default_rng(0).normal(0, 8, truth.shape)
+    tifffile.imwrite(tmp_path / "clean" / "a.tif", truth, photometric="minisblack")
+    noisy[20, 30] = 1e300
+    row, _ = steps(replace(settings, reference=tmp_path / "clean"), noisy)
+    assert row["psnr_denoised_db"] > row["psnr_noisy_db"] + 6

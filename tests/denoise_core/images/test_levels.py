@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from denoise_core.images import Scale, changed, from_float, to_float
+from denoise_core.images import Scale, changed, find_missing, from_float, to_float
 from denoise_core.images.levels import area_means, same_bits
 
 KINDS = st.sampled_from(["uint8", "uint16"])
@@ -119,3 +119,21 @@ def test_area_means(height: int, width: int) -> None:
     assert np.abs(whole - area_means(plane.astype(np.uint16).astype(float), height, width)).max() <= 0.5
     plane[3, 3] = np.nan
     assert np.isnan(area_means(plane, 13, 17)).sum() == 2
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "int32"])
+def test_what_is_missing(kind: str) -> None:
+    """Only what lies beyond a million widths of the range, or is no number; nothing of other pixels."""
+    scale = Scale(10.0, 10.01)
+    pixels = np.array([10, 11, 9000, -9000], kind)
+    assert find_missing(pixels, scale) is None
+    assert find_missing(pixels) is None
+    far = np.array([10, 11_000, -11_000, 9000], kind)
+    assert np.array_equal(find_missing(far, scale), [False, True, True, False])
+    assert find_missing(far) is None
+    if kind != "int32":
+        assert np.array_equal(find_missing(np.array([1, np.nan, np.inf, -np.inf], kind)), [False, True, True, True])
+
+
+def test_what_has_no_range_is_missing_without_one() -> None:
+    assert np.array_equal(find_missing(np.array([1e300, 1.1e307, -1.79e308])), [False, True, True])

@@ -103,6 +103,8 @@ def _through(work: Work, settings: Settings) -> None:
         copy = planes.copy(out)
         _denoise(work, settings, planes, copy)
         copy.finish(software(settings))
+        for what in copy.if_changed:
+            work.remark(what)
         now = os.fstat(file.fileno())
         if (now.st_size, now.st_mtime_ns) != (found.st_size, found.st_mtime_ns):
             raise SourceChanged("the file changed while the run went on; the next run will do it")

@@ -13,6 +13,7 @@ from prefect import task
 
 from denoise_core import diagnostics, metrics
 from denoise_core.images import to_float
+from denoise_core.images.levels import same_bits
 from tasks.intensities import Intensities
 from tasks.steps import STEP
 from tasks.table import fill
@@ -37,6 +38,9 @@ def _evaluate(work: Work) -> None:
     source = work.noisy if work.noisy_is_source else None
     pixels, clipped = intensities.stored(work.denoised, work.image.pixels, source)
     work.pixels = intensities.arrangement.back(pixels)
+    if work.image.if_changed and not same_bits(work.pixels, work.image.pixels):
+        for what in work.image.if_changed:
+            work.remark(what)
     stacks = Stacks(intensities)
     before, after = stacks.means(work.noisy), stacks.means(pixels, of_file=True)
     levels = noise_levels(work, before, functools.partial(stacks.each, diagnostics.sigma_estimate, work.noisy))

@@ -43,7 +43,7 @@ def load(work: Work, settings: Settings, *, step: str = "load") -> None:  # noqa
             raise SourceChanged("the file changed while the run went on; the next run will do it")
         image = decode(data, max_pixels=settings.max_pixels)
         image = cropped(image if settings.style is None else in_rgb(image), settings.crop)
-        notes = list(image.notes)
+        notes = list(image.lasting_notes)  # `evaluate` knows of the others
         header = replace(header, shape=image.pixels.shape)  # of what was cropped, if it was
         arrangement = arrange(header, work.source.channels)
         intensities, noisy = Intensities.of(image.pixels, arrangement, clean=settings.noise != "none")

@@ -8,8 +8,8 @@ container what is read                                                         w
 PNG       8- and 16-bit grey, grey + alpha, RGB, RGBA; 2- and 4-bit grey;      8 or 16 bits as read; a palette becomes
           palette; interlaced; colour key                                      RGB(A), a colour key an alpha channel;
                                                                                all other chunks are copied
-JPEG      8-bit grey, RGB and CMYK (YCCK), baseline and progressive            quality 95, 4:4:4; EXIF, ICC, XMP, IPTC,
-                                                                               density and comments are copied
+JPEG      8-bit grey, RGB and CMYK (YCCK), baseline and progressive            the same at quality 95, 4:4:4; EXIF, ICC,
+                                                                               XMP, IPTC, density and comments are copied
                                                                                 (YCCK becomes CMYK)
 TIFF      integers of 8, 16 and 32 bits, floats of 16, 32 and 64; grey, RGB,   the source file with other pixels: byte
 and       CMYK (8 and 16 bits) or channels, with or without alpha; strips      order, layout, compression and every tag
@@ -22,6 +22,8 @@ stacks    TIFF and BigTIFF, plain, ImageJ or OME: one series of such images    t
           of an OME-TIFF that is spread over several
 pyramids  of sub-images                                                        the smaller levels made again
 ========= ==================================================================== =========================================
+
+Where the pixels stay what they were, PNG and JPEG come back as they were stored, too.
 
 Refused with an `ImageError` that names what was found: everything else, among it several series, pyramids whose levels
 are pages, palette TIFF, 1-bit masks, complex and 64-bit integer samples, animations, and whatever is truncated or
@@ -164,15 +166,11 @@ def cropped(image: Image, side: int | None) -> Image:
     if image.container == "tiff":
         from denoise_core.images.tiff import plain
 
-        return replace(plain(pixels, image.axes), notes=(*image.notes, "the metadata of the file, which was cropped"))
+        notes = (*image.lasting_notes, "the metadata of the file, which was cropped")
+        return replace(plain(pixels, image.axes), notes=notes)
     alpha = None if image.alpha is None else np.ascontiguousarray(image.alpha[middle[axes[0]], middle[axes[1]]])
-    carried = image.carried
-    if image.container == "jpeg":
-        from denoise_core.images.jpeg import Carried
-
-        assert isinstance(carried, Carried)
-        carried = replace(carried, source=b"")  # it holds other pixels
-    return replace(image, pixels=pixels, alpha=alpha, carried=carried)
+    carried: Any = replace(image.carried, source=b"")  # type: ignore[type-var] # that of PNG or JPEG: it holds other pixels
+    return replace(image, pixels=pixels, alpha=alpha, carried=carried, if_changed=())
 
 
 def _module(container: str) -> ModuleType:

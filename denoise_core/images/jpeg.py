@@ -6,9 +6,11 @@ decoded twice, the second time with other bytes where each run of coded data end
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
@@ -22,13 +24,15 @@ from denoise_core.images.model import Header, Image, ImageError, check_size
 
 QUALITY = 95
 
-_EOI, _SOS, _COM, _DNL = 0xD9, 0xDA, 0xFE, 0xDC
+_EOI, _SOS, _DQT, _DNL, _DRI, _COM = 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE
+_SUBSAMPLINGS = {(2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0", (4, 1): "4:1:1"}
 _FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
 _ARITHMETIC = {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _LOSSLESS = {0xC3, 0xC5, 0xC6, 0xC7}
 # A pixel takes part in at least one bit of each block; 32 × 32 pixels in 9 blocks is the sparsest sampling.
 _PIXELS_A_BYTE = 1024
 _MARKER_IN_SCAN = re.compile(rb"\xff+([^\x00\xff])")
+_pillow_block = threading.Lock()
 _FILLER = bytes((37 * i + 0x5B) % 251 for i in range(24))
 _MOST_SEGMENTS = 100_000
 # A progressive picture has about 10 scans, each of which goes over all pixels again: a few bytes can ask for hours.
@@ -42,8 +46,9 @@ _PROFILE_HEAD = len(_PROFILE) + 2  # and the part's number, and of how many
 class Carried:
     """The source file, and its metadata segments (APPn and COM), framed and ready to copy."""
 
-    source: bytes
+    source: bytes  # without the index of images behind it, which are left out
     segments: bytes
+    progressive: bool
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,17 @@ class Frame:
     width: int
     height: int
     components: int
+    progressive: bool
+    sampling: tuple[tuple[int, int], ...]  # across and down, of each component
 
 
 @dataclass(frozen=True)
 class _Stream:
     frame: Frame
     segments: list[tuple[int, bytes]]  # marker and body of each APPn and COM
+    starts: list[int]  # where each of them begins
+    tables: set[bytes]  # of quantisation
+    restarts: bool
     ends: list[int]  # where each run of coded data ends
     end: int  # one past the end mark
 
@@ -102,10 +112,12 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
     if data[stream.end :].strip(b"\0\xff"):
         notes.append("data after the end of the image")
     inks = header.inks
-    kept = []
-    for marker, body in stream.segments:
+    kept, source, done = [], [], 0
+    for (marker, body), start in zip(stream.segments, stream.starts, strict=True):
         if marker == 0xE2 and body.startswith(b"MPF\0"):
-            notes.append("index of further images")  # its offsets point into the source file
+            notes.append("index of further images")  # its offsets point to what is left out
+            source.append(data[done:start])
+            done = start + 4 + len(body)
         elif marker == 0xEE and body.startswith(b"Adobe") and (inks or _adobe_transform([(marker, body)]) != 1):
             pass  # says how the source stored its colours; the output stores them in the usual way
         else:
@@ -116,13 +128,39 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
         dtype="uint8",
         pixels=samples[..., 0] if samples.shape[2] == 1 else 255 - samples if inks else samples,
         alpha=None,
-        notes=tuple(dict.fromkeys(notes)),
-        carried=Carried(data[: stream.end], b"".join(kept)),
+        notes=tuple(dict.fromkeys([*notes, *_if_coded(stream)])),
+        if_changed=_if_coded(stream),
+        carried=Carried(b"".join([*source, data[done : stream.end]]), b"".join(kept), stream.frame.progressive),
     )
+
+
+def _if_coded(stream: _Stream) -> tuple[str, ...]:
+    """What `encode` does not keep of how the picture was stored."""
+    notes, frame = [], stream.frame
+    if not stream.tables <= _tables_of_quality():
+        notes.append(f"quality (becomes {QUALITY})")
+    if len(set(frame.sampling)) > 1:
+        (across, down), *others = frame.sampling
+        known = _SUBSAMPLINGS.get((across, down), "") if set(others) == {(1, 1)} else ""
+        notes.append(f"chroma subsampling {known}{known and ' '}(becomes 4:4:4)")
+    if stream.restarts:
+        notes.append("restart marks")
+    return tuple(notes)
+
+
+@functools.cache
+def _tables_of_quality() -> frozenset[bytes]:
+    """The quantisation tables that `encode` writes."""
+    import imagecodecs
+
+    plain = imagecodecs.jpeg8_encode(np.zeros((8, 8, 3), np.uint8), level=QUALITY)
+    return frozenset(_walk(bytes(plain), 64).tables)
 
 
 def encode(image: Image, pixels: NDArray[Any], software: str) -> bytes:
     """A JPEG of `pixels` at quality 95 and full chroma resolution, with the image's metadata segments and a comment.
+
+    A progressive one stays so.
 
     Pixels that are the source's are not coded again: they would change. CMYK is stored as such, also where the source has it
     as YCCK, whose chroma the library would halve.
@@ -134,13 +172,38 @@ def encode(image: Image, pixels: NDArray[Any], software: str) -> bytes:
     if carried.source and same_bits(pixels, image.pixels):
         after = _after_application(carried.source)
         return b"".join([carried.source[:after], told, carried.source[after:]])
+    plain: bytes | bytearray
     common: dict[str, Any] = {"level": QUALITY, "subsampling": "444", "optimize": True}
     if image.header.inks:
-        plain = imagecodecs.jpeg8_encode(255 - pixels, **common, colorspace="CMYK", outcolorspace="CMYK")
+        if carried.progressive:
+            plain = _progressive(pixels, "CMYK")
+        else:
+            plain = imagecodecs.jpeg8_encode(255 - pixels, **common, colorspace="CMYK", outcolorspace="CMYK")
         after = _after_application(plain)  # the mark of Adobe: how it is stored
         return b"".join([plain[:2], carried.segments, plain[2:after], told, plain[after:]])
-    plain = imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), **common)
+    if carried.progressive:
+        plain = _progressive(pixels, "L" if pixels.ndim == 2 else "RGB")
+    else:
+        plain = imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), **common)
     return b"".join([plain[:2], carried.segments, told, plain[_after_application(plain) :]])
+
+
+def _progressive(pixels: NDArray[np.uint8], mode: str) -> bytes:
+    """By Pillow, since imagecodecs writes none."""
+    from PIL import Image as Pillow
+    from PIL import ImageFile
+
+    file = io.BytesIO()
+    image = Pillow.frombytes(mode, pixels.shape[1::-1], pixels.tobytes())
+    with _pillow_block:
+        before = ImageFile.MAXBLOCK
+        # All of a progressive JPEG has to fit into one block, and Pillow's own does not have the room for noise.
+        ImageFile.MAXBLOCK = max(before, 2 * pixels.size + 65536)
+        try:
+            image.save(file, "JPEG", quality=QUALITY, subsampling="4:4:4", progressive=True, optimize=True)
+        finally:
+            ImageFile.MAXBLOCK = before
+    return file.getvalue()
 
 
 def profile(image: Image) -> bytes | None:
@@ -154,7 +217,8 @@ def recoloured(image: Image, pixels: NDArray[np.uint8], note: str) -> Image:
     segments = _carried(image).segments
     for body in _profile_parts(segments):
         segments = segments.replace(_segment(0xE2, body), b"", 1)
-    return replace(image, pixels=pixels, notes=(*image.notes, note), carried=Carried(b"", segments))
+    carried = replace(_carried(image), source=b"", segments=segments)
+    return replace(image, pixels=pixels, notes=(*image.notes, note), if_changed=(), carried=carried)
 
 
 def _profile_parts(segments: bytes) -> Iterator[bytes]:
@@ -225,7 +289,9 @@ def _walk(data: bytes, max_pixels: int) -> _Stream:  # noqa: PLR0912 one branch 
     frame: Frame | None = None
     segments: list[tuple[int, bytes]] = []
     ends: list[int] = []
-    scans = 0
+    starts: list[int] = []
+    tables: set[bytes] = set()
+    scans, restarts = 0, False
     for _ in range(_MOST_SEGMENTS):
         if at + 2 > len(data):
             raise ImageError(f"the JPEG is truncated: it ends after {len(data):,} bytes without its end mark")
@@ -238,7 +304,7 @@ def _walk(data: bytes, max_pixels: int) -> _Stream:  # noqa: PLR0912 one branch 
         if marker == _EOI:
             if frame is None or not ends:
                 raise ImageError("the JPEG is damaged: it has no image")
-            return _Stream(frame, segments, ends, at + 2)
+            return _Stream(frame, segments, starts, tables, restarts, ends, at + 2)
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         body = data[at + 4 : at + 2 + length]
         if length < 2 or len(body) < length - 2:
@@ -250,6 +316,11 @@ def _walk(data: bytes, max_pixels: int) -> _Stream:  # noqa: PLR0912 one branch 
             check_size(frame.width, frame.height, max_pixels)
         elif marker == _COM or 0xE0 <= marker <= 0xEF:
             segments.append((marker, body))
+            starts.append(at)
+        elif marker == _DQT:
+            tables |= _tables(body)
+        elif marker == _DRI:
+            restarts = any(body)
         elif marker == _DNL:
             raise ImageError("a JPEG that gives its height after its data, which is not supported")
         at += 2 + length
@@ -264,6 +335,16 @@ def _walk(data: bytes, max_pixels: int) -> _Stream:  # noqa: PLR0912 one branch 
             else:
                 raise ImageError(f"the JPEG is truncated: it ends after {len(data):,} bytes without its end mark")
     raise ImageError(f"the JPEG has more than {_MOST_SEGMENTS:,} segments")
+
+
+def _tables(body: bytes) -> set[bytes]:
+    """The quantisation tables of a segment, each of 64 values of one byte or of two."""
+    found, at = set(), 0
+    while at < len(body):
+        size = 64 << (body[at] >> 4 != 0)
+        found.add(body[at + 1 : at + 1 + size])
+        at += 1 + size
+    return found
 
 
 def _check_scans(scans: int, frame: Frame | None) -> None:
@@ -292,7 +373,8 @@ def _frame(marker: int, body: bytes) -> Frame:
         raise ImageError(f"a {depth}-bit JPEG; {supported}")
     if components not in (1, 3, 4):
         raise ImageError(f"a JPEG of {components} components; grey, RGB and CMYK JPEG are supported")
-    return Frame(width, height, components)
+    sampling = tuple((body[at] >> 4, body[at] & 15) for at in range(7, len(body), 3))
+    return Frame(width, height, components, marker == 0xC2, sampling)
 
 
 def _header(frame: Frame, *, adobe: int | None) -> Header:

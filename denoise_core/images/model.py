@@ -72,7 +72,8 @@ class Image:
 
     `pixels` has the axes and shape that `Header` tells of, in native byte order and the file's own values; `alpha` is
     None or of the same dtype, (..., H, W) without a last axis of samples. `notes` are short phrases for what the encoded
-    file will not carry, or what was taken for what. `carried` belongs to the container's encoder: everything of the source
+    file will not carry, or what was taken for what; those that are in `if_changed`, too, hold only where other pixels than
+    the file's own are encoded. `carried` belongs to the container's encoder: everything of the source
     that has to come back.
     """
 
@@ -82,7 +83,13 @@ class Image:
     pixels: NDArray[Any]
     alpha: NDArray[Any] | None
     notes: tuple[str, ...] = ()
+    if_changed: tuple[str, ...] = ()
     carried: object = field(default=None, repr=False)
+
+    @property
+    def lasting_notes(self) -> tuple[str, ...]:
+        """Those that hold whatever pixels are encoded."""
+        return tuple(note for note in self.notes if note not in self.if_changed)
 
     @property
     def header(self) -> Header:

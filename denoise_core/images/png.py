@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denoise_core.images.bounds import check_held, check_memory, check_used
+from denoise_core.images.levels import same_bits
 from denoise_core.images.model import Header, Image, ImageError, check_size, split_alpha, with_alpha
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -28,17 +29,19 @@ _DEPTHS = {_GREY: (1, 2, 4, 8, 16), _RGB: (8, 16), _PALETTE: (1, 2, 4, 8), _GREY
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _DEFLATE_RATIO = 1032
 _MOST_CHUNKS = 100_000
+_END_BYTES = 12  # of the end mark
 # They describe the stored samples, and are dropped when those change their form.
 _BOUND_TO_SAMPLES = {b"bKGD": "background colour", b"sBIT": "significant bits", b"pCAL": "pixel calibration"}
 # Unsafe to copy by the letter of the standard, but true of any edit that keeps the samples' meaning.
-_TRUE_OF_EDITS = frozenset(b"cHRM gAMA iCCP sRGB cICP mDCV cLLI tIME sPLT eXIf sCAL oFFs sTER".split())
+_TRUE_OF_EDITS = frozenset(b"PLTE cHRM gAMA iCCP sRGB cICP mDCV cLLI tIME sPLT eXIf sCAL oFFs sTER".split())
 _ANIMATION = {b"acTL", b"fcTL", b"fdAT"}
 
 
 @dataclass(frozen=True)
 class Carried:
-    """Ancillary chunks, framed and ready to copy, by the side of the pixels they stood on."""
+    """The source file, and its ancillary chunks, framed and ready to copy, by the side of the pixels they stood on."""
 
+    source: bytes
     before: bytes
     after: bytes
 
@@ -88,6 +91,7 @@ class _Parts(NamedTuple):
     transparency: bytes | None
     compressed: bytes
     others: list[tuple[bytes, bytes, bool]]  # kind, whole chunk, stands after the pixels
+    end: int  # one past the end mark
 
 
 def read_header(file: BinaryIO, *, max_pixels: int) -> Header:
@@ -130,9 +134,11 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
         raise ImageError("the PNG is damaged: its samples do not fit its header")
 
     samples, notes = _in_full(samples, start, parts.palette, parts.transparency)
-    carried, dropped = _carry(parts.others, samples_changed=bool(notes))
+    before, after, dropped = _carry(parts.others, samples_changed=bool(notes))
     if start.interlaced:
         notes.append("interlacing")
+    if_changed = tuple(dict.fromkeys([*notes, *dropped]))
+    behind = ("data after the end of the image",) if data[parts.end :].strip(b"\0") else ()
     pixels, alpha = split_alpha(samples, alpha=samples.shape[2] in (2, 4))
     return Image(
         container="png",
@@ -140,8 +146,9 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
         dtype=header.dtype,
         pixels=pixels,
         alpha=alpha,
-        notes=tuple(dict.fromkeys([*notes, *dropped])),
-        carried=carried,
+        notes=(*if_changed, *behind),
+        if_changed=if_changed,
+        carried=Carried(data[: parts.end], before, after),
     )
 
 
@@ -151,8 +158,9 @@ def _parts(data: bytes, max_pixels: int) -> _Parts:
     transparency: bytes | None = None
     pixel_chunks: list[bytes] = []
     others: list[tuple[bytes, bytes, bool]] = []
-    last = b""
+    last, end = b"", len(SIGNATURE)
     for kind, body, chunk in _chunks(data):
+        end += len(chunk)
         if start is None:
             start = _start(kind, chunk[8:], max_pixels)
         elif kind in _ANIMATION:
@@ -163,6 +171,8 @@ def _parts(data: bytes, max_pixels: int) -> _Parts:
             pixel_chunks.append(body)
         elif kind == b"PLTE":
             palette = body
+            if start.colour in (_RGB, _RGBA):  # which colours to show where there are few
+                others.append((kind, chunk, bool(pixel_chunks)))
         elif kind == b"tRNS":
             transparency = body
         elif kind != b"IEND":
@@ -172,37 +182,42 @@ def _parts(data: bytes, max_pixels: int) -> _Parts:
         last = kind
     if start is None or not pixel_chunks:
         raise ImageError("the PNG is truncated: it has no pixel data")
-    return _Parts(start, palette, transparency, b"".join(pixel_chunks), others)
+    return _Parts(start, palette, transparency, b"".join(pixel_chunks), others, end)
 
 
-def _carry(others: list[tuple[bytes, bytes, bool]], *, samples_changed: bool) -> tuple[Carried, list[str]]:
-    """The chunks that stay true of the output, and the names of those that do not."""
+def _carry(others: list[tuple[bytes, bytes, bool]], *, samples_changed: bool) -> tuple[bytes, bytes, list[str]]:
+    """The chunks that stay true of the output, before and after the pixels, and the names of those that do not."""
     notes: list[str] = []
     before: list[bytes] = []
     after: list[bytes] = []
     for kind, chunk, follows in others:
         if kind == b"hIST":
-            continue  # counts pixels by palette entry
-        if samples_changed and kind in _BOUND_TO_SAMPLES:
+            notes.append("palette histogram")  # counts the source's pixels
+        elif samples_changed and kind in _BOUND_TO_SAMPLES:
             notes.append(_BOUND_TO_SAMPLES[kind])
         elif kind in _BOUND_TO_SAMPLES or kind in _TRUE_OF_EDITS or kind[3] & 0x20:
             (after if follows else before).append(chunk)
         else:
             notes.append(f"private chunk {kind.decode('ascii')}")
-    return Carried(b"".join(before), b"".join(after)), notes
+    return b"".join(before), b"".join(after), notes
 
 
 def encode(image: Image, pixels: NDArray[Any], software: str) -> bytes:
-    """A PNG of `pixels` with the image's alpha and chunks, and one more of text, keyword Software."""
+    """A PNG of `pixels` with the image's alpha and chunks, and one more of text, keyword Software.
+
+    Pixels that are the source's stay as they were stored: a palette, interlacing, bits.
+    """
     import imagecodecs
 
     carried = image.carried
     if not isinstance(carried, Carried):
         raise TypeError("the image was not decoded from a PNG")
-    plain = imagecodecs.png_encode(with_alpha(image, pixels))
     told = _chunk(b"tEXt", b"Software\0" + software.encode("latin-1")) if software else b""
+    if carried.source and same_bits(pixels, image.pixels):
+        return b"".join([carried.source[:-_END_BYTES], told, carried.source[-_END_BYTES:]])
+    plain = imagecodecs.png_encode(with_alpha(image, pixels))
     start_ends = len(SIGNATURE) + 25
-    end_begins = len(plain) - 12
+    end_begins = len(plain) - _END_BYTES
     return b"".join(
         [plain[:start_ends], carried.before, told, plain[start_ends:end_begins], carried.after, plain[end_begins:]]
     )

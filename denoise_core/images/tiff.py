@@ -67,7 +67,8 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
         dtype=header.dtype,
         pixels=np.ascontiguousarray(pixels),
         alpha=alpha,
-        notes=(*layout.notes, *untold(series.source)),
+        notes=(*layout.notes, *untold(series.source), *series.if_changed),
+        if_changed=series.if_changed,
         carried=Carried(data, series, segments),
     )
 
@@ -130,7 +131,7 @@ def recoloured(image: Image, pixels: NDArray[Any], note: str) -> Image:
     orientation = source.integers(first, _ORIENTATION)[:1]
     tags = [(_ORIENTATION, "H", 1, orientation[0], True)] if orientation else []
     found = plain(pixels, image.axes, alpha=image.alpha, extratags=tags)
-    return replace(found, notes=(*image.notes, note, "the metadata of the file"))
+    return replace(found, notes=(*image.lasting_notes, note, "the metadata of the file"))
 
 
 def _first_page(image: Image) -> tuple[Source, Directory]:

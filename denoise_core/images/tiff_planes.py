@@ -107,6 +107,11 @@ class Copy:
             for number in (page, *range(self._levels_at[page], self._levels_at[page + 1])):
                 self._rewriter.put_page(number, self._planes.coded(number))
 
+    @property
+    def if_changed(self) -> tuple[str, ...]:
+        """Notes of what other pixels than the file's make untrue, if there are such."""
+        return () if self._rewriter is None else self._planes.series.if_changed
+
     def finish(self, software: str) -> None:
         """Write what tells where the pixels lie, and add `software`, ASCII, to the tag Software."""
         if self._rewriter is not None:

@@ -37,6 +37,7 @@ from denoise_core.images.tiff_ome import MOST_PLANES, Ome
 _SUPPORTED = "grey and RGB images (axes YX or YXS) and stacks of such along T, Z, C, Q and I are supported"
 _STACKED = frozenset("TZCQI")
 _ONE_SAMPLE, _SAMPLES = ("YX",), ("YXS", "SYX", "YXC", "CYX")
+_EXTREMES = {280: "MinSampleValue", 281: "MaxSampleValue", 340: "SMinSampleValue", 341: "SMaxSampleValue"}
 _LISTS = (STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES)
 # A stack that ImageJ or tifffile began with the first directory and left at that; both then store bare planes in a row.
 _IN_A_ROW = ("imagej", "shaped")
@@ -66,6 +67,7 @@ class Series:
     levels: list[list[Page]]
     own: NDArray[np.int64]  # start and end of each directory and each list of strips or tiles
     shared: NDArray[np.int64]  # the same of the file's header and all other values
+    if_changed: tuple[str, ...] = ()  # a note of the tags that tell of the source's pixels
 
     @property
     def layout(self) -> Layout:
@@ -125,7 +127,7 @@ def read_series(file: BinaryIO, max_pixels: int, *, by_plane: bool = False) -> S
     if meaning.in_a_row:
         pages = _in_a_row(source, survey.first, pages[0].layout, meaning.planes)
         levels = [[] for _ in pages]
-    return Series(source, meaning.axes, meaning.lengths, pages, levels, own, shared)
+    return Series(source, meaning.axes, meaning.lengths, pages, levels, own, shared, _stale(survey.first))
 
 
 def _survey(source: Source) -> _Survey:
@@ -296,6 +298,12 @@ def _pages(
         if len(own) > 2 * source.size:
             raise ImageError("the TIFF is damaged: its directories overlap each other")
     return pages, levels, _pairs(own), _pairs(shared)
+
+
+def _stale(directory: Directory) -> tuple[str, ...]:
+    """A note of the tags that tell of the least and greatest values, which other pixels do not have."""
+    names = [name for code, name in _EXTREMES.items() if code in directory.tags]
+    return (f"what the source's pixels were is still said by {', '.join(names)}",) if names else ()
 
 
 def _refuse_no_pyramid(page: Layout, levels: list[Layout], meaning: _Meaning) -> None:

@@ -364,3 +364,11 @@ def test_the_report_reads_one_plane_of_a_large_stack(settings: Settings, monkeyp
     assert large == small
     (settings.input / "a.tif").write_bytes(b"another")
     assert report._panel(row, "why", settings.output, config) is None
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("method", ["none", "nl-bayes"])
+def test_what_only_other_pixels_lose_is_noted_with_them(method: str, settings: Settings) -> None:
+    write(settings.input / "a.tif", scene("TYX"), "TYX", extratags=[(281, "H", 1, 60_000, False)])
+    row = done(replace(settings, method=method))
+    assert ("MaxSampleValue" in str(row["note"])) == (method != "none")

@@ -54,7 +54,8 @@ def settings(tmp_path: Path) -> Settings:
 def steps(settings: Settings, pixels: np.ndarray, axes: str | None = None, **metadata: Any) -> tuple[Row, np.ndarray]:
     """The row of an image, and the pixels of its output."""
     path = settings.input / "a.tif"
-    options = {"photometric": "minisblack"} | ({"metadata": metadata} if metadata else {})
+    tags = {"extratags": metadata.pop("extratags", ())}
+    options = {"photometric": "minisblack", **tags} | ({"metadata": metadata} if metadata else {})
     tifffile.imwrite(path, pixels, **options)
     header = renamed(read_header(path, max_pixels=settings.max_pixels), axes)
     digest, clean = (
@@ -354,3 +355,11 @@ def test_giants_beside_a_reference_hinder_no_score(settings: Settings, tmp_path:
     noisy[20, 30] = 1e300
     row, _ = steps(replace(settings, reference=tmp_path / "clean"), noisy)
     assert row["psnr_denoised_db"] > row["psnr_noisy_db"] + 6
+
+
+@pytest.mark.parametrize("method", ["none", "nl-bayes"])
+def test_what_only_other_pixels_lose_is_noted_with_them(settings: Settings, method: str) -> None:
+    pixels = np.random.default_rng(0).normal(1000, 20, (32, 32)).astype(np.uint16)
+    tags = [(281, "H", 1, 1100, True)]
+    row, _ = steps(replace(settings, method=method), pixels, extratags=tags)
+    assert ("MaxSampleValue" in str(row["note"])) == (method != "none")

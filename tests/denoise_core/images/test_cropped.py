@@ -18,7 +18,7 @@ def file_of(pixels: np.ndarray, kind: str) -> bytes:
     if kind == "tiff":
         tifffile.imwrite(out, pixels, photometric="rgb" if pixels.ndim == 3 else "minisblack", description="kept?")
     else:
-        Pillow.fromarray(pixels).save(out, kind.upper())
+        Pillow.fromarray(pixels).save(out, kind.upper(), quality=95, subsampling=0)
     return out.getvalue()
 
 

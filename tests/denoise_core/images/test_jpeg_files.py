@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from image_files import ICC, LIMIT, by_pillow, jpeg, off_by_one, picture
+from image_files import ICC, LIMIT, anything, by_pillow, jpeg, off_by_one, picture
 from PIL import Image as Pillow
 
 from denoise_core import images
@@ -102,8 +104,58 @@ def test_a_cut_is_found_even_behind_an_end_mark(restart: bool, progressive: bool
             images.decode(cut.rstrip(b"\xff") + b"\xff\xd9", max_pixels=LIMIT)
 
 
+@pytest.mark.parametrize(
+    ("options", "notes"),
+    [
+        ({"quality": 95, "subsampling": 0}, ()),
+        ({"quality": 95, "subsampling": 0, "progressive": True}, ()),
+        ({"quality": 60, "subsampling": 0}, ("quality (becomes 95)",)),
+        ({"quality": 95, "subsampling": 2}, ("chroma subsampling 4:2:0 (becomes 4:4:4)",)),
+        ({"quality": 95, "subsampling": 1}, ("chroma subsampling 4:2:2 (becomes 4:4:4)",)),
+        ({"quality": 95, "subsampling": 0, "restart_marker_blocks": 4}, ("restart marks",)),
+    ],
+)
+def test_what_coding_anew_changes_is_named(options: dict[str, Any], notes: tuple[str, ...]) -> None:
+    data = jpeg(picture(40, 40, 3), **options)
+    image = images.decode(data, max_pixels=LIMIT)
+    assert image.notes == image.if_changed == notes
+    assert images.encode(image, image.pixels) == data
+    again = images.decode(images.encode(image, off_by_one(image.pixels)), max_pixels=LIMIT)
+    assert again.notes == ()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_progressive_stays_progressive(mode: str, progressive: bool) -> None:
+    """Also where the pixels are noise, for which Pillow by itself has no room."""
+    data = jpeg(picture(200, 300, 3), mode, progressive=progressive)
+    image = images.decode(data, max_pixels=LIMIT)
+    for pixels in (off_by_one(image.pixels), anything("uint8", *image.pixels.shape)):
+        written = images.encode(image, pixels, software="denoise-flows 1")
+        assert bool(by_pillow(written).info.get("progressive")) == progressive
+        again = images.decode(written, max_pixels=LIMIT)
+        assert again.pixels.shape == pixels.shape
+        assert np.sqrt(np.mean((again.pixels.astype(float) - pixels) ** 2)) < 5
+
+
+def test_no_index_points_at_images_that_are_gone() -> None:
+    """An MPO is a JPEG with another behind it: only the first comes back, whether its pixels changed or not."""
+    file = io.BytesIO()
+    first = Pillow.fromarray(picture(40, 40, 3))
+    first.save(file, "MPO", save_all=True, append_images=[first], quality=95, subsampling=0)
+    image = images.decode(file.getvalue(), max_pixels=LIMIT)
+    assert image.notes == ("data after the end of the image", "index of further images")
+    assert image.if_changed == ()
+    for pixels in (image.pixels, off_by_one(image.pixels)):
+        written = images.encode(image, pixels)
+        assert b"MPF\0" not in written
+        assert by_pillow(written).format == "JPEG"
+    same = images.encode(image, image.pixels)
+    assert np.array_equal(images.decode(same, max_pixels=LIMIT).pixels, image.pixels)
+
+
 def test_data_behind_the_image_are_named() -> None:
-    data = jpeg(picture(20, 20))
+    data = jpeg(picture(20, 20), quality=95)
     image = images.decode(data + data, max_pixels=LIMIT)
     assert image.notes == ("data after the end of the image",)
     assert np.array_equal(image.pixels, images.decode(data, max_pixels=LIMIT).pixels)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import ICC, LIMIT, by_pillow, chunk, chunks, picture, png, png_head
+from image_files import ICC, LIMIT, by_pillow, chunk, chunks, off_by_one, picture, png, png_head
 
 from denoise_core import images
 from denoise_core.images import Header, ImageError
@@ -117,11 +117,14 @@ def test_a_palette_becomes_colours(depth: int, interlace: bool, see_through: boo
     assert np.array_equal(image.pixels, table[index])
     assert image.notes[0] == ("palette (becomes RGBA)" if see_through else "palette (becomes RGB)")
     assert "background colour" in image.notes
-    expected = np.asarray(by_pillow(data).convert("RGBA" if see_through else "RGB"))
-    ours = by_pillow(images.encode(image, image.pixels))
+    expected = np.asarray(by_pillow(data).convert("RGBA" if see_through else "RGB")).copy()
+    assert np.array_equal(expected[..., :3], image.pixels)
+    expected[0, 0, 0] ^= 1
+    written = images.encode(image, off_by_one(image.pixels))
+    ours = by_pillow(written)
     assert ours.mode == ("RGBA" if see_through else "RGB")
     assert np.array_equal(np.asarray(ours), expected)
-    assert not {b"PLTE", b"tRNS", b"bKGD"} & {kind for kind, _ in chunks(images.encode(image, image.pixels))}
+    assert not {b"PLTE", b"tRNS", b"bKGD"} & {kind for kind, _ in chunks(written)}
 
 
 @pytest.mark.parametrize("depth", [2, 4])
@@ -184,6 +187,49 @@ def test_what_is_refused(data: bytes, words: str) -> None:
 
 def test_bytes_after_the_end_do_no_harm() -> None:
     assert np.array_equal(images.decode(GOOD + b"tail", max_pixels=LIMIT).pixels, picture(40, 40, 3))
+
+
+def test_bytes_after_the_end_are_named() -> None:
+    image = images.decode(GOOD + b"tail", max_pixels=LIMIT)
+    assert image.notes == ("data after the end of the image",)
+    assert image.if_changed == ()
+    assert images.encode(image, image.pixels) == GOOD
+    assert images.decode(GOOD + bytes(100), max_pixels=LIMIT).notes == ()
+
+
+def test_a_suggested_palette_comes_back_and_its_histogram_is_named() -> None:
+    before = chunk(b"gAMA", struct.pack(">I", 45455)) + chunk(b"PLTE", bytes(range(48))) + chunk(b"bKGD", bytes(6))
+    histogram = chunk(b"hIST", struct.pack(">16H", *range(16)))
+    image = images.decode(png(picture(20, 30, 3), colour=RGB, before=before + histogram), max_pixels=LIMIT)
+    assert image.notes == image.if_changed == ("palette histogram",)
+    written = images.encode(image, off_by_one(image.pixels))
+    assert before in written
+    assert b"hIST" not in written
+    assert np.array_equal(np.asarray(by_pillow(written)), off_by_one(image.pixels))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(
+            picture(20, 30) // 16,
+            depth=4,
+            colour=PALETTE,
+            before=chunk(b"PLTE", bytes(range(48))) + chunk(b"bKGD", b"\0"),
+        ),
+        png(picture(20, 30) // 64, depth=2, before=chunk(b"tRNS", b"\0\1")),
+        png(picture(20, 30, 3), colour=RGB, interlace=True, before=chunk(b"prVT", b"1")),
+    ],
+)
+def test_pixels_that_stay_come_back_as_they_were_stored(data: bytes) -> None:
+    """Nothing is lost then, and all that is noted is lost only otherwise."""
+    image = images.decode(data, max_pixels=LIMIT)
+    assert image.notes == image.if_changed != ()
+    assert images.encode(image, image.pixels) == data
+    told = images.encode(image, image.pixels, software="denoise-flows 1")
+    assert chunks(told)[-2:] == [(b"tEXt", b"Software\0denoise-flows 1"), (b"IEND", b"")]
+    assert [c for c in chunks(told) if c[0] != b"tEXt"] == chunks(data)
+    by_pillow(told)
 
 
 def test_the_software_is_a_text() -> None:

@@ -805,3 +805,10 @@ def test_where_nothing_can_be_told_a_note_says_so(why: str, monkeypatch: pytest.
             copy.put(page, None)
         copy.finish("denoise-flows 1")
     assert out.getvalue() == data
+
+
+def test_extremes_of_pixels_that_are_gone_are_named() -> None:
+    extremes = [(280, "H", 1, 3, True), (281, "H", 1, 900, True), (341, "H", 1, 900, True)]
+    image = images.decode(tiff(GREY, photometric="minisblack", extratags=extremes), max_pixels=LIMIT)
+    note = "what the source's pixels were is still said by MinSampleValue, MaxSampleValue, SMaxSampleValue"
+    assert image.notes == image.if_changed == (note,)

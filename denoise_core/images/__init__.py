@@ -20,13 +20,14 @@ stacks    TIFF and BigTIFF, plain, ImageJ or OME: one series of such images    t
           along any of the axes T, Z, C, and Q or I where the file names
           none; ImageJ's with all planes after one directory, too; one file
           of an OME-TIFF that is spread over several
-pyramids  of sub-images                                                        the smaller levels made again
+pyramids  of sub-images; of one image also of pages marked as reduced, such as the smaller levels made again
+          a thumbnail
 ========= ==================================================================== =========================================
 
 Where the pixels stay what they were, PNG and JPEG come back as they were stored, too.
 
-Refused with an `ImageError` that names what was found: everything else, among it several series, pyramids whose levels
-are pages, palette TIFF, 1-bit masks, complex and 64-bit integer samples, animations, and whatever is truncated or
+Refused with an `ImageError` that names what was found: everything else, among it several series, stacks of pyramids
+whose levels are pages, palette TIFF, 1-bit masks, complex and 64-bit integer samples, animations, and whatever is truncated or
 damaged. Pixels are never rotated: an orientation tag comes back as it is.
 
 All functions may be called from several threads at once, and none writes to the source.

@@ -38,6 +38,7 @@ _SUPPORTED = "grey and RGB images (axes YX or YXS) and stacks of such along T, Z
 _STACKED = frozenset("TZCQI")
 _ONE_SAMPLE, _SAMPLES = ("YX",), ("YXS", "SYX", "YXC", "CYX")
 _EXTREMES = {280: "MinSampleValue", 281: "MaxSampleValue", 340: "SMinSampleValue", 341: "SMaxSampleValue"}
+_SUBFILE_KIND = 254
 _LISTS = (STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES)
 # A stack that ImageJ or tifffile began with the first directory and left at that; both then store bare planes in a row.
 _IN_A_ROW = ("imagej", "shaped")
@@ -94,6 +95,7 @@ class _Survey:
 
     first: Directory
     starts: list[int]
+    reduced: list[int]  # those of them that are marked as smaller versions of another page
     sub_images: int
     smallest: int  # pixels of the smallest page
 
@@ -105,6 +107,7 @@ class _Meaning:
     axes: str
     lengths: tuple[int, ...]
     order: list[int]  # where each plane's directory stands
+    reduced: tuple[int, ...] = ()  # where those of the smaller versions do that are pages, too: of a single image
     in_a_row: bool = False
 
     @property
@@ -134,11 +137,14 @@ def _survey(source: Source) -> _Survey:
     """Walk the whole chain; what tifffile will read of it is bounded here."""
     first: Directory | None = None
     starts: list[int] = []
+    reduced: list[int] = []
     sub_images: list[int] = []
     listed = smallest = 0
     for directory in source.chain():
         first = first or directory
         starts.append(directory.start)
+        if any(kind & 1 for kind in source.integers(directory, _SUBFILE_KIND)):
+            reduced.append(directory.start)
         sub_images += source.integers(directory, SUB_IFDS, MOST_DIRECTORIES - len(sub_images))
         listed += sum(directory.tags[code].number for code in _LISTS if code in directory.tags)
         if listed + len(sub_images) > source.size:
@@ -149,7 +155,7 @@ def _survey(source: Source) -> _Survey:
     if first is None:
         raise ImageError("the TIFF is damaged: it has no directory")
     source.refuse_tangles(starts, sub_images)
-    return _Survey(first, starts, len(sub_images), max(smallest, 1))
+    return _Survey(first, starts, reduced, len(sub_images), max(smallest, 1))
 
 
 def _meaning(source: Source, survey: _Survey, page: dict[str, int]) -> _Meaning:
@@ -163,10 +169,13 @@ def _meaning(source: Source, survey: _Survey, page: dict[str, int]) -> _Meaning:
         first, number = _first_series(tif, pages)
         axes, shape = first.get_axes(squeeze=True), tuple(int(n) for n in first.get_shape(squeeze=True))
         found = f"with axes {axes} and shape {shape}"
+        is_one = math.prod(shape) == math.prod(page.values())
+        if is_one and not ome and not survey.sub_images and survey.reduced and survey.reduced == survey.starts[1:]:
+            return _Meaning("", (), survey.starts[:1], reduced=tuple(survey.reduced))
         if len(first.levels) > 1 and not survey.sub_images:
             raise ImageError(f"a pyramid whose {len(first.levels)} levels are no sub-images, {found}; {_SUPPORTED}")
         _refuse_cut_imagej(tif, first, pages)
-        if pages == number == 1 and math.prod(shape) == math.prod(page.values()):
+        if pages == number == 1 and is_one:
             return _Meaning("", (), survey.starts)
         if ome and first.kind != "ome":
             raise ImageError(f"the OME-TIFF is damaged: its XML does not fit its {pages} pages, {found}")
@@ -182,7 +191,7 @@ def _meaning(source: Source, survey: _Survey, page: dict[str, int]) -> _Meaning:
                 f"a stack {found}, of which the file has {pages} pages; it must have a page for each plane"
             )
         order = survey.starts if in_a_row else _order(first, survey, found)
-    return _Meaning(axes, shape, order, in_a_row)
+    return _Meaning(axes, shape, order, in_a_row=in_a_row)
 
 
 def _stacked(axes: str, shape: tuple[int, ...], page: dict[str, int], found: str) -> tuple[str, tuple[int, ...]]:
@@ -292,7 +301,7 @@ def _pages(
         directory = source.directory(start)
         pages.append(page_of(directory))
         _refuse_unlike(pages[-1].layout, pages[0].layout, number)
-        starts = source.integers(directory, SUB_IFDS)
+        starts = meaning.reduced or source.integers(directory, SUB_IFDS)
         levels.append([page_of(source.directory(at)) for at in starts])
         _refuse_no_pyramid(pages[-1].layout, [level.layout for level in levels[-1]], meaning)
         if len(own) > 2 * source.size:
@@ -307,7 +316,7 @@ def _stale(directory: Directory) -> tuple[str, ...]:
 
 
 def _refuse_no_pyramid(page: Layout, levels: list[Layout], meaning: _Meaning) -> None:
-    """Refuse sub-images that are no smaller versions of their page."""
+    """Refuse sub-images, and pages marked as reduced, that are no smaller versions of their page."""
     for level in levels:
         alike = (level.samples, level.colours, level.grey, level.native) == (
             page.samples, page.colours, page.grey, page.native,
@@ -317,6 +326,11 @@ def _refuse_no_pyramid(page: Layout, levels: list[Layout], meaning: _Meaning) ->
             abs(page.height - shrunk * level.height) <= 2 * shrunk
         )
         if not alike or not fits or shrunk <= 1 or meaning.in_a_row:
+            if meaning.reduced:
+                raise ImageError(
+                    f"a TIFF with a thumbnail that is no smaller version of its image: {level} beside {page}; thumbnails of "
+                    "the same samples and proportions are supported"
+                )
             raise ImageError(
                 f"a TIFF with sub-images that are no pyramid: {level} in a page of {page}; pyramids are supported"
             )

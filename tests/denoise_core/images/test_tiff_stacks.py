@@ -18,6 +18,7 @@ from PIL import Image as Pillow
 
 from denoise_core import images
 from denoise_core.images import Header, ImageError, tiff_software
+from denoise_core.images.levels import area_means
 
 
 def stack(*shape: int, dtype: str = "uint16") -> NDArray[Any]:
@@ -812,3 +813,42 @@ def test_extremes_of_pixels_that_are_gone_are_named() -> None:
     image = images.decode(tiff(GREY, photometric="minisblack", extratags=extremes), max_pixels=LIMIT)
     note = "what the source's pixels were is still said by MinSampleValue, MaxSampleValue, SMaxSampleValue"
     assert image.notes == image.if_changed == (note,)
+
+
+def beside_reduced(*sizes: int, **options: Any) -> tuple[NDArray[Any], bytes]:
+    """A photograph of 64 × 96, and pages marked as reduced: 64 shrunk to each of the sizes."""
+    photo = picture(64, 96, 3)
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(photo, photometric="rgb", metadata=None, **options)
+        for size in sizes:
+            small = area_means(photo, size, size * 3 // 2)
+            writer.write(small, photometric="rgb", subfiletype=1, metadata=None, **options)
+    return photo, file.getvalue()
+
+
+@pytest.mark.parametrize(("sizes", "options"), [((16,), {}), ((32, 16, 8), {"tile": (16, 16), "compression": "zlib"})])
+def test_pages_marked_as_reduced_are_made_again(sizes: tuple[int, ...], options: dict[str, Any]) -> None:
+    photo, data = beside_reduced(*sizes, **options)
+    image = images.decode(data, max_pixels=LIMIT)
+    assert image.header == Header("tiff", "YXS", photo.shape, "uint8")
+    assert np.array_equal(image.pixels, photo)
+    assert images.encode(image, photo) == data
+    other = np.ascontiguousarray(photo[::-1])
+    with tifffile.TiffFile(io.BytesIO(images.encode(image, other))) as tif:
+        assert [page.is_reduced for page in tif.pages] == [False] + [True] * len(sizes)
+        assert np.array_equal(tif.pages[0].asarray(), other)
+        for page, size in zip(list(tif.pages)[1:], sizes, strict=True):
+            assert np.array_equal(page.asarray(), area_means(other, size, size * 3 // 2))
+
+
+@pytest.mark.parametrize("small", [picture(16, 24), picture(16, 16, 3)], ids=["grey", "square"])
+def test_a_thumbnail_of_another_kind_is_called_that(small: NDArray[Any]) -> None:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(picture(64, 96, 3), photometric="rgb", metadata=None)
+        writer.write(small, photometric="rgb" if small.ndim == 3 else "minisblack", subfiletype=1, metadata=None)
+    with pytest.raises(
+        ImageError, match=r"a thumbnail that is no smaller version of its image: .* beside 96 × 64 pixels"
+    ):
+        images.decode(file.getvalue(), max_pixels=LIMIT)

@@ -80,10 +80,10 @@ def made() -> Iterator[tuple[str, bytes]]:
                 yield f"imagej {dtype} {axes}.tif", tiff(pixels, axes, imagej=True, metadata=calibration)
     for dtype in ("uint8", "uint16", "int16", "float32"):
         for order in "<>":
-            for compression in ("none", "lzw", "zlib", "zstd", "packbits"):
+            for compression in ("none", "lzw", "zlib", "zstd", "packbits", "lzma"):
                 for layout in ("strips", "tiles"):
                     options: dict[str, Any] = {"tile": (16, 32)} if layout == "tiles" else {"rowsperstrip": 7}
-                    if compression in ("lzw", "zlib", "zstd"):
+                    if compression != "none":
                         options["predictor"] = 3 if dtype == "float32" else 2
                     options["compression"] = None if compression == "none" else compression
                     name = f"{'bigtiff' if order == '>' else 'tiff'} {order} {compression} {layout} {dtype} TYX.tif"

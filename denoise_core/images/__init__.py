@@ -14,8 +14,8 @@ JPEG      8-bit grey, RGB and CMYK (YCCK), baseline and progressive            t
 TIFF      integers of 8, 16 and 32 bits, floats of 16, 32 and 64; grey, RGB,   the source file with other pixels: byte
 and       CMYK (8 and 16 bits) or channels, with or without alpha; strips      order, layout, compression and every tag
 BigTIFF   and tiles; both byte orders and planar configurations; none, LZW,    stay, but an addition to Software
-          deflate, zstd, PackBits and JPEG compression, integer and float
-          predictors
+          deflate, zstd, LZMA, PackBits and JPEG compression, integer and
+          float predictors
 stacks    TIFF and BigTIFF, plain, ImageJ or OME: one series of such images    the same, all planes
           along any of the axes T, Z, C, and Q or I where the file names
           none; ImageJ's with all planes after one directory, too; one file

@@ -15,10 +15,10 @@ from denoise_core.images.tiff_directories import Directory, Source
 
 WIDTH, HEIGHT, SAMPLES = 256, 257, 277
 STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES = 273, 279, 324, 325
-NONE, JPEG, PACKBITS = 1, 7, 32773
+NONE, JPEG, PACKBITS, LZMA = 1, 7, 32773, 34925
 SEPARATED, YCBCR = 5, 6
 # How much the densest codec can make of a byte; a file that needs more is refused before memory is asked for.
-RATIOS = {NONE: 1, 5: 4096, 8: 1032, 32946: 1032, PACKBITS: 64, 50000: 65536, JPEG: 4096}
+RATIOS = {NONE: 1, 5: 4096, 8: 1032, 32946: 1032, PACKBITS: 64, 50000: 65536, LZMA: 8192, JPEG: 4096}
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIP_ROWS, _PLANAR, _PREDICTOR = 258, 259, 262, 266, 278, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _JPEG_TABLES, _SUBSAMPLING = 322, 323, 338, 339, 347, 530
@@ -34,7 +34,7 @@ _MOST_TABLE_BYTES = 1 << 16
 
 _COMPRESSIONS = {
     2: "CCITT", 3: "CCITT fax 3", 4: "CCITT fax 4", 6: "old-style JPEG", 9: "JBIG", 34661: "JBIG", 33003: "JPEG 2000",
-    33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy JPEG", 34925: "LZMA",
+    33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy JPEG",
     34926: "zstd (of a number before its own)", 34933: "PNG", 22610: "JPEG XR", 34934: "JPEG XR", 48124: "Jetraw", 50001: "WebP",
     50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
@@ -49,7 +49,7 @@ _DTYPES = {
     **{(2, bits): f"i{bits // 8}" for bits in (8, 16, 32)}, **{(3, bits): f"f{bits // 8}" for bits in (16, 32, 64)},
 }  # fmt: skip
 _DTYPES_SUPPORTED = "integers of 8, 16 and 32 bits and floats of 16, 32 and 64 are supported"
-_CODECS_SUPPORTED = "no compression, LZW, deflate, zstd, PackBits and JPEG are supported"
+_CODECS_SUPPORTED = "no compression, LZW, deflate, zstd, LZMA, PackBits and JPEG are supported"
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _check_predictor(predictor: int, compression: int, dtype: np.dtype[Any]) -> 
     if predictor == 1:
         return
     known = predictor == 2 or (predictor == 3 and dtype.kind == "f")
-    if not known or compression in (NONE, JPEG, PACKBITS):
+    if not known or compression in (NONE, JPEG):
         raise ImageError(f"a TIFF with predictor {predictor} on compression {compression}, which is not supported")
 
 

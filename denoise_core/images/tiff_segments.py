@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import lzma
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +12,9 @@ from numpy.typing import NDArray
 
 from denoise_core.images import jpeg
 from denoise_core.images.model import ImageError
-from denoise_core.images.tiff_layout import JPEG, NONE, PACKBITS, SEPARATED, YCBCR, Layout
+from denoise_core.images.tiff_layout import JPEG, LZMA, NONE, PACKBITS, SEPARATED, YCBCR, Layout
+
+_LZMA_MEMORY = 128 << 20  # bytes; the highest preset of xz takes 65 MB
 
 ReadAt = Callable[[int, int], memoryview]
 """Offset and size to the bytes of a file."""
@@ -84,18 +88,20 @@ def _encode_segment(values: NDArray[Any], layout: Layout) -> bytes:
             )
         )
     raw = _predicted(values, layout).tobytes()
-    match layout.compression:
-        case 1:
-            return raw
-        case 5:
-            return bytes(imagecodecs.lzw_encode(raw))
-        case 8 | 32946:
-            return bytes(imagecodecs.deflate_encode(raw, level=9))
-        case 32773:
-            row = values.shape[1] * values.shape[2] * values.itemsize
-            return b"".join(bytes(imagecodecs.packbits_encode(raw[at : at + row])) for at in range(0, len(raw), row))
-        case _:
-            return bytes(imagecodecs.zstd_encode(raw))
+    if layout.compression == NONE:
+        return raw
+    if layout.compression == PACKBITS:
+        row = values.shape[1] * values.shape[2] * values.itemsize
+        return b"".join(bytes(imagecodecs.packbits_encode(raw[at : at + row])) for at in range(0, len(raw), row))
+    deflate = functools.partial(imagecodecs.deflate_encode, level=9)
+    encoders = {
+        5: imagecodecs.lzw_encode,
+        8: deflate,
+        32946: deflate,
+        50000: imagecodecs.zstd_encode,
+        LZMA: imagecodecs.lzma_encode,
+    }
+    return bytes(encoders[layout.compression](raw))
 
 
 def _float_sums(stored: NDArray[np.uint8], layout: Layout) -> NDArray[Any]:
@@ -137,13 +143,19 @@ def _decompress(coded: memoryview, compression: int, most: int) -> bytes | memor
         32946: imagecodecs.zlib_decode,
         PACKBITS: imagecodecs.packbits_decode,
         50000: imagecodecs.zstd_decode,
+        LZMA: _lzma_decode,
     }
     if compression == NONE:
         return coded
     try:
         return bytes(decoders[compression](bytes(coded), out=most))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, lzma.LZMAError) as error:
         raise ImageError(f"its data are truncated or damaged ({error})") from error
+
+
+def _lzma_decode(coded: bytes, *, out: int) -> bytes:
+    """At most `out` bytes. Not by imagecodecs, which gives as much memory as the data ask for."""
+    return lzma.LZMADecompressor(memlimit=_LZMA_MEMORY).decompress(coded, max_length=out)
 
 
 def _jpeg_colours(layout: Layout) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import struct
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.denoise_core.images.image_files import chunk, chunks, picture, png, p
 
 MAX_PIXELS = 500_000_000  # what `denoise run` takes by default
 ZEROS = bytes(50_000_000)
+GREEDY = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 28}]
 
 
 def in_png(before: bytes) -> bytes:
@@ -158,6 +160,11 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "a colour profile that inflates": (lambda: in_png(chunk(b"iCCP", b"a\0\0" + zlib.compress(ZEROS))), None),
     "a deflate strip": (lambda: inflating_tiff("zlib", zlib.compress(ZEROS)), "strip 0"),
     "a zstd strip": (lambda: inflating_tiff("zstd", imagecodecs.zstd_encode(ZEROS)), "strip 0"),
+    "an LZMA strip": (lambda: inflating_tiff("lzma", imagecodecs.lzma_encode(ZEROS)), None),  # nor of this
+    "an LZMA strip that asks for a dictionary of gigabytes": (
+        lambda: inflating_tiff("lzma", lzma.compress(bytes(9999), filters=GREEDY, format=lzma.FORMAT_XZ)),
+        "strip 0",
+    ),
     "an LZW strip": (lambda: inflating_tiff("lzw", imagecodecs.lzw_encode(ZEROS)), None),  # the rest is not unpacked
     "a PackBits strip": (lambda: inflating_tiff("packbits", b"\x81\0" * 100_000), "strip 0"),
     "a laughing OME": (laughing_ome, None),

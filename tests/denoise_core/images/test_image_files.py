@@ -124,6 +124,7 @@ FILES = {
     "lzw": tiff(picture(24, 31, 3), photometric="rgb", compression="lzw", predictor=2, tile=(16, 16), bigtiff=True),
     "deflate": tiff(picture(24, 31, 4), photometric="rgb", compression="zlib", planarconfig="contig"),
     "packbits": tiff(picture(24, 31), compression="packbits"),
+    "lzma": tiff(picture(24, 31), compression="lzma", predictor=2),
     "zstd": tiff(picture(24, 31), compression="zstd"),
     "jpeg in tiff": tiff(picture(24, 31, 3), photometric="ycbcr", compression="jpeg", subsampling=(2, 2)),
     "imagej": tiff(picture(24, 31, dtype="uint16"), imagej=True, resolution=(2, 2), metadata={"unit": "um"}),

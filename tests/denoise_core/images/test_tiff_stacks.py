@@ -59,7 +59,7 @@ def check(data: bytes, source: NDArray[Any], axes: str, tmp_path: Path) -> bytes
     return same
 
 
-@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "zstd", "packbits"])
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "zstd", "packbits", "lzma"])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("layout", ["strips", "tiles", "one strip"])
@@ -562,7 +562,19 @@ AXES = {"YX": (21, 18), "YXS": (21, 18, 3), "CYX": (2, 21, 18), "TZCYX": (2, 3, 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("compression", "predictor"),
-    [(None, 1), ("lzw", 1), ("lzw", 2), ("zlib", 2), ("zstd", 1), ("zlib", 3), ("packbits", 1)],
+    [
+        (None, 1),
+        ("lzw", 1),
+        ("lzw", 2),
+        ("zlib", 2),
+        ("zstd", 1),
+        ("zlib", 3),
+        ("packbits", 1),
+        ("packbits", 2),
+        ("packbits", 3),
+        ("lzma", 2),
+        ("lzma", 3),
+    ],
 )
 def test_every_dtype(tmp_path: Path, dtype: str, order: str, compression: str | None, predictor: int) -> None:
     if (predictor == 3) > (dtype[0] == "f") or (predictor == 2 and dtype[0] == "f"):

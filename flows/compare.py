@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from tasks import scan as scanning
 from tasks.comparison import Cell
 from tasks.comparison_page import PAGE, SHEET, write_summary
 from tasks.faults import Interrupted, interrupt, sentence
+from tasks.outputs import lies_below
 from tasks.scan import Scan
 from tasks.table import DONE, FAILED, text
 from tasks.work import Source
@@ -140,6 +141,10 @@ def check(config: CompareConfig, *, writes: bool = True) -> None:
         raise StartError(f"OUTPUT: {cells} is in the way: a folder is wanted there")
     if (config.output / "runs").exists():
         raise StartError(f"OUTPUT: {config.output} is that of a run; give the comparison a folder of its own")
+    for _, _, run in _runs(config):
+        preflight.check_apart(config.input, run.output)
+        if not lies_below(cells, f"{run.output.relative_to(cells)}/images"):
+            raise StartError(f"OUTPUT: {run.output} leads elsewhere by a link; remove the link")
     if config.on_existing is OnExisting.ERROR and (config.output / comparison.TABLE).exists():
         raise StartError(f"OUTPUT: {config.output} has an earlier comparison and --on-existing is error")
 
@@ -157,18 +162,24 @@ def look(config: CompareConfig) -> Scan:
 
 
 def plan(config: CompareConfig, found: Scan) -> list[Planned]:
-    """The cells in the order in which they are worked on: every method at one noise, then the next noise, then the next seed."""
+    """The cells in the order in which they are worked on."""
     planned = []
+    for candidate, noise, run in _runs(config):
+        folder = config.output.resolve() / run.output.relative_to(config.output)
+        cell = Cell(candidate, noise, run.seed, run.clip_noise, run.crop, folder, run.digest())
+        done = 0 if run.on_existing is OnExisting.OVERWRITE else _done(cell, found.todo)
+        anew = done > 0 and shares_a_fit(run) and _read(cell.output / IMAGES) != _images_of(found)
+        done = 0 if anew else done
+        planned.append(Planned(cell, run, len(found.todo) - done, done, anew))
+    return planned
+
+
+def _runs(config: CompareConfig) -> Iterator[tuple[str, str, RunConfig]]:
+    """Every method at one noise, then the next noise, then the next seed: method and noise as they are named, and the run."""
     for seed in range(config.seed, config.seed + config.seeds):
         for noise in config.noises:
             for candidate in config.methods:
-                run = config.cell(candidate, noise, seed)
-                cell = Cell(candidate, noise, seed, run.clip_noise, run.crop, run.output.resolve(), run.digest())
-                done = 0 if run.on_existing is OnExisting.OVERWRITE else _done(cell, found.todo)
-                anew = done > 0 and shares_a_fit(run) and _read(cell.output / IMAGES) != _images_of(found)
-                done = 0 if anew else done
-                planned.append(Planned(cell, run, len(found.todo) - done, done, anew))
-    return planned
+                yield candidate, noise, config.cell(candidate, noise, seed)
 
 
 def shares_a_fit(run: RunConfig) -> bool:

@@ -45,8 +45,7 @@ def check(config: RunConfig, *, writes: bool = True, waits: bool = False) -> Non
     _check_method(config.resolved_method)
     _check_engine(config.engine)
     _check_style(config)
-    for written in (output, *(output / name for name in FOLDERS)):
-        _check_apart(source.resolve(), written)
+    check_apart(source, output)
     if output.exists() and not output.is_dir():
         raise StartError(f"OUTPUT: {output} is a file; give a directory")
     if config.on_existing is OnExisting.ERROR and (output / "results.parquet").exists():
@@ -105,14 +104,19 @@ def _check_engine(engine: str) -> None:
         raise StartError(f"--engine {engine} needs prefect-dask: pip install denoise-flows[dask]")
 
 
-def _check_apart(source: Path, written: Path) -> None:
-    target = written.resolve()
-    if target == source:
-        raise StartError(f"INPUT and OUTPUT are the same: {source}; the input is never written to, give another OUTPUT")
-    if source.is_dir() and target.is_relative_to(source):
-        raise StartError(f"OUTPUT {target} lies inside INPUT {source}; give an OUTPUT beside it")
-    if source.is_relative_to(target):
-        raise StartError(f"INPUT {source} lies inside OUTPUT {target}; give an OUTPUT beside it")
+def check_apart(source: Path, output: Path) -> None:
+    """Raise :class:`StartError` where the input and the output, or a folder that a run makes there, lie in one another."""
+    source = source.resolve()
+    for written in (output, *(output / name for name in FOLDERS)):
+        target = written.resolve()
+        if target == source:
+            raise StartError(
+                f"INPUT and OUTPUT are the same: {source}; the input is never written to, give another OUTPUT"
+            )
+        if source.is_dir() and target.is_relative_to(source):
+            raise StartError(f"OUTPUT {target} lies inside INPUT {source}; give an OUTPUT beside it")
+        if source.is_relative_to(target):
+            raise StartError(f"INPUT {source} lies inside OUTPUT {target}; give an OUTPUT beside it")
 
 
 def _check_writable(output: Path) -> None:

@@ -32,6 +32,7 @@ from tasks.denoise import check_size, each_frame, timed, zs_fit
 from tasks.evaluate import FRAMES_LOOKED_AT, Stacks, mean, noise_levels
 from tasks.faults import SourceChanged, stop_if_interrupted
 from tasks.intensities import Intensities, missing_told
+from tasks.outputs import path_below
 from tasks.save import software
 from tasks.settings import Settings
 from tasks.slots import hold_slot
@@ -95,7 +96,7 @@ def middle_plane(file: BinaryIO, axes: str, channels: str, *, max_pixels: int) -
 
 
 def _through(work: Work, settings: Settings) -> None:
-    target = settings.images / work.source.name
+    target = path_below(settings.images, work.source.name)
     with _source(work, settings) as file, writing(target) as out:
         found = os.fstat(file.fileno())
         _copy(file, out, work.source.sha256)

@@ -26,6 +26,7 @@ from tasks.blocks import LEAST_SAMPLES, middle_plane
 from tasks.failures import by_reason
 from tasks.faults import sentence
 from tasks.intensities import Intensities
+from tasks.outputs import lies_below
 from tasks.report_page import Panel, make_panel, render_page
 from tasks.scan import Scan
 from tasks.settings import Settings
@@ -77,7 +78,7 @@ def write_results(settings: Settings, scan: Scan, faults: Sequence[BaseException
         }
         rows[refused["source"]] = row | refused
     for name, row in rows.items():
-        if row["status"] == FAILED and (settings.images / name).is_file():
+        if row["status"] == FAILED and lies_below(settings.images, name) and (settings.images / name).is_file():
             rows[name] = row | {"note": f"images/{name} is the result of an earlier run"}
     folder = settings.run_folder
     provenance = {

@@ -8,6 +8,7 @@ from prefect import task
 
 from denoise_core import __version__
 from denoise_core.images import encode, write_atomic
+from tasks.outputs import path_below
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.table import DONE, fill, text
@@ -27,7 +28,7 @@ def save(work: Work, settings: Settings, *, step: str = "save") -> None:  # noqa
         if work.image is None or work.pixels is None:
             raise RuntimeError("the image was not evaluated")
         data = encode(work.image, work.pixels, software=software(settings))
-        target = settings.images / work.source.name
+        target = path_below(settings.images, work.source.name)
         write_atomic(target, data)
         fill(
             work.row,
@@ -47,6 +48,6 @@ def save_noisy(work: Work, settings: Settings, *, step: str = "save noisy") -> N
         if work.image is None or work.noisy is None:
             raise RuntimeError("there is no noisy image")
         pixels = work.stored(work.noisy)
-        target = settings.output / "noisy" / work.source.name
+        target = path_below(settings.output / "noisy", work.source.name)
         write_atomic(target, encode(work.image, pixels))
         fill(work.row, noisy=text(target.relative_to(settings.output).as_posix()))

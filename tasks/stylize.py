@@ -19,6 +19,7 @@ from denoise_core.errors import DenoiseError
 from denoise_core.images import decode, encode, in_rgb, write_atomic
 from tasks import activity
 from tasks.faults import stop_if_interrupted
+from tasks.outputs import path_below
 from tasks.settings import Settings, Style
 from tasks.slots import hold_slot
 from tasks.steps import STEP
@@ -39,6 +40,8 @@ def stylize(work: Work, settings: Settings, *, step: str = "stylize") -> None:  
     with guarded(work):
         if _take_kept(work, settings):
             return
+    if work.failed:
+        return
     with hold_slot(settings) as slot, guarded(work), activity.on(work.source.name):
         _paint(work, slot.settings)
 
@@ -135,7 +138,7 @@ def _preset(style: Style) -> str:
 
 
 def _file(work: Work, settings: Settings) -> Path:
-    return settings.output / FOLDER / work.source.name
+    return path_below(settings.output / FOLDER, work.source.name)
 
 
 def _record(work: Work, settings: Settings) -> Path:
@@ -146,7 +149,7 @@ def _record(work: Work, settings: Settings) -> Path:
     # What of the image is painted, in what parts and on what scale.
     seen = f"{arrangement.axes} {arrangement.shape} {arrangement} {work.intensities.scales} {__version__}"
     key = f"{text(work.source.name)}\0{work.source.sha256}\0{settings.style.digest}\0{seen}"
-    return settings.output / "runs" / "stylized" / f"{_sha256(key.encode())}.json"
+    return path_below(settings.output / "runs", f"stylized/{_sha256(key.encode())}.json")
 
 
 def _sha256(data: bytes) -> str:

@@ -56,6 +56,20 @@ def photos(tmp_path: Path, photo: np.ndarray) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("link", ["cells", "cells/gauss-25-seed-0", "cells/gauss-25-seed-0/nlm"])
+def test_no_cell_is_a_link_to_the_input_or_elsewhere(photos: Path, tmp_path: Path, link: str) -> None:
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    outside.mkdir()
+    (out / link).parent.mkdir(parents=True)
+    for target in (photos, outside):
+        (out / link).symlink_to(target)
+        status = compare(photos, out, "--methods", "nlm", "--noise", "gauss:25")
+        assert status == (0 if target == outside and link == "cells" else 2), "cells may lie on another disk"
+        assert {str(path.relative_to(photos)) for path in photos.rglob("*")} == {"a.png", "sub", "sub/b.png"}
+        assert any(outside.iterdir()) == (status == 0)
+        (out / link).unlink()
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, photo: np.ndarray, prefect_server: str) -> tuple[Path, Path]:
     """Input and output of one comparison that several tests look at."""

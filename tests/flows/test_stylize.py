@@ -392,3 +392,18 @@ def test_the_report_shows_the_noise_that_the_run_added_and_one_grey_scale(
         assert png is not None
         grey = np.clip((expected.astype(np.float64) - low) / (high - low), 0, 1) * 255
         assert np.abs(np.asarray(Image.open(io.BytesIO(png))) - grey).max() < 1
+
+
+@pytest.mark.parametrize("folder", ["noisy/sub", "stylized/sub", "runs/stylized"])
+def test_no_link_is_written_through_beside_the_images(
+    folder: str, tree: Path, tmp_path: Path, paint: Path, weights: Path
+) -> None:
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    outside.mkdir()
+    (out / folder).parent.mkdir(parents=True)
+    (out / folder).symlink_to(outside)
+    options = ["--style", paint, "--vgg-weights", weights, "--noise", "gauss:25", "--method", "none"]
+    assert main(["run", *map(str, (tree, out, *options))]) == 1
+    assert list(outside.iterdir()) == []
+    stopped = {name for name, row in rows_of(out).items() if row["error_type"] == "OutputLink"}
+    assert stopped == ({"sub/grey.png"} if folder.endswith("sub") else set(rows_of(out)))

@@ -20,6 +20,7 @@ import denoise_core
 import flows
 import style_core
 import tasks
+import tasks.blocks
 from flows.cli import main
 from tasks import table
 from tests.denoise_core.images.image_files import chunk, picture, png
@@ -109,6 +110,40 @@ def test_nothing_outside_the_output_is_written(tmp_path: Path) -> None:
     assert tree(outside) == before
     assert not (out / "images" / "victim.png").is_symlink(), "the link is replaced, not followed"
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "outside"}
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("large", [False, True])
+def test_no_link_in_the_output_is_written_through(tmp_path: Path, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither into the input, nor elsewhere, nor to another image's place; the top folder may lie on another disk."""
+    source, out, disk, outside = (tmp_path / name for name in ("in", "out", "disk", "outside"))
+    stack = np.stack([picture(16, 16), picture(16, 16)[::-1]]).astype(np.uint16)
+    for name in ("mine", "theirs", "other", "plain"):
+        (source / name).mkdir(parents=True)
+        tifffile.imwrite(source / name / "a.tif", stack, photometric="minisblack", metadata={"axes": "TYX"})
+    for folder in (out, disk / "plain", outside):
+        folder.mkdir(parents=True)
+    (out / "images").symlink_to(disk)
+    (disk / "mine").symlink_to(source / "mine")
+    (disk / "theirs").symlink_to(outside)
+    (disk / "other").symlink_to(disk / "plain")
+    if large:
+        monkeypatch.setattr(tasks.blocks, "LEAST_SAMPLES", 0)
+    before = tree(source)
+    assert run(source, out) == 1
+    assert tree(source) == before
+    assert tree(outside) == {}
+    assert set(tree(disk)) == {"plain/a.tif"}
+    rows = result(out)
+    assert [name for name in rows if rows[name]["status"] == "done"] == ["plain/a.tif"]
+    assert {row["error_type"] for name, row in rows.items() if name != "plain/a.tif"} == {"OutputLink"}
+    assert str(source / "mine") in rows["mine/a.tif"]["error"]
+    assert all(row["note"] is None for name, row in rows.items() if name != "plain/a.tif"), (
+        "no result of an earlier run"
+    )
+    for name in ("mine", "theirs", "other"):
+        (disk / name).unlink()
+    assert run(source, out) == 0, "what the sentence asks for is enough"
 
 
 READING = """

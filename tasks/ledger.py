@@ -1,8 +1,9 @@
 """The ledger: what each run has finished, image by image, in files that survive a kill.
 
 ``OUTPUT/runs/<run-id>/ledger/part-NNNNN.jsonl`` belongs to one chunk and gets one line of JSON an image, after the image's
-output is in place. A torn last line is the mark of a kill and is ignored: that image is done again. So is what a power cut
-takes: lines are flushed to the disk once a second, since small images would wait for little else.
+output is in place. A torn last line is the mark of a kill and is ignored, as is any line that the table could not hold: that
+image is done again. So is what a power cut takes: lines are flushed to the disk once a second, since small images would wait
+for little else.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def _parse(data: bytes) -> Iterator[Row]:
     for line in data.split(b"\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and is_row(row):
             yield row

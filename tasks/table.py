@@ -167,18 +167,31 @@ def fill(row: Row, **values: Any) -> None:
 
 
 def is_row(row: Row) -> bool:
-    """Whether this is a row as this module writes it; anything may have got into a ledger that people can edit."""
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "string": str,
-        "int64": int,
-        "float64": (int, float),
-        "timestamp": str,
-        "list<int64>": list,
-        "list<float64>": list,
-    }
-    if not isinstance(row.get("source"), str) or row.get("status") not in {DONE, FAILED, SKIPPED}:
+    """Whether this is a row as this module writes it, one that the table can hold.
+
+    Anything may have got into a ledger, by a bad disk or by people.
+    """
+    if not all(row.get(c.name) is None or _is_of_kind(row[c.name], c.kind) for c in COLUMNS):
         return False
-    return all(row.get(c.name) is None or isinstance(row[c.name], kinds[c.kind]) for c in COLUMNS)
+    return row.get("source") is not None and row.get("status") in {DONE, FAILED, SKIPPED}
+
+
+def _is_of_kind(value: Any, kind: str) -> bool:
+    """Whether a value read from JSON is one of a column's kind, to its last element and bit."""
+    if kind.startswith("list<"):
+        return isinstance(value, list) and all(_is_of_kind(one, kind[5:-1]) for one in value)
+    if kind == "int64":
+        return type(value) is int and -(2**63) <= value < 2**63
+    if kind == "float64":
+        # Arrow takes no integer for a float that would have to be rounded.
+        return math.isfinite(value) if isinstance(value, float) else type(value) is int and abs(value) <= 2**53
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode("utf-8")
+        return kind == "string" or datetime.datetime.fromisoformat(value).utcoffset() == datetime.timedelta(0)
+    except ValueError:  # half a pair of surrogates, or no time
+        return False
 
 
 def schema(provenance: Mapping[str, str], columns: Sequence[Column] = COLUMNS) -> pa.Schema:

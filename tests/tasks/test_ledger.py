@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import random
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
-from tasks import ledger
+from tasks import ledger, report, table
 from tasks.ledger import Part, Tail
 
 
@@ -109,6 +111,67 @@ def test_what_is_no_row_is_passed_over(tmp_path: Path) -> None:
     with part.path.open("a") as file:
         file.write("\n".join(foreign) + "\n")
     assert [r["source"] for r in ledger.rows_of(tmp_path)] == ["a"]
+
+
+WHOLE: table.Row = {
+    "source": "a.png", "output": "images/a.png", "status": "done", "note": "é", "shape": [4, 5], "value_low": [0.0],
+    "value_high": [255.0], "seed": 3, "psnr_noisy_db": 20.5, "psnr_denoised_db": 30, "seconds": 0.1,
+    "created_at": table.now(),
+}  # fmt: skip
+CHANGED = {
+    "no time": ("created_at", "2026-1x-01"),
+    "no place in time": ("created_at", "2026-01-01T00:00:00"),
+    "the end of time": ("created_at", "9999-12-31T23:59:59-14:00"),
+    "a number of many bits": ("seed", 10**30),
+    "a flag for a number": ("seed", True),
+    "texts in a list of numbers": ("shape", ["a"]),
+    "a list in a list": ("shape", [[4], [5]]),
+    "nothing in a list": ("value_low", [None]),
+    "half a character": ("note", "\ud800"),
+    "half a character in the name": ("source", "\ud800"),
+    "a number beyond all floats": ("psnr_denoised_db", 10**400),
+    "a number between two floats": ("psnr_denoised_db", 2**53 + 1),
+    "infinity": ("psnr_denoised_db", float("inf")),
+    "a list for the status": ("status", ["done"]),
+}
+
+
+@pytest.mark.parametrize("line", [*CHANGED, "depth"])
+def test_a_line_that_the_table_cannot_hold_is_as_if_it_had_never_been_written(tmp_path: Path, line: str) -> None:
+    part = Part(tmp_path / "runs" / "0001-20261120T000000Z", 1)
+    part.append(WHOLE | {"source": "b.png"})
+    bad = "[" * 200_000 if line == "depth" else json.dumps(WHOLE | dict([CHANGED[line]]))
+    with part.path.open("a") as file:
+        file.write(f"{bad}\n{json.dumps(WHOLE)}\n")
+    rows = list(ledger.rows_of(part.path.parents[1]))
+    assert [r["source"] for r in rows] == ["b.png", "a.png"]
+    table.write(tmp_path / "results.parquet", rows, {})
+
+
+def test_whatever_becomes_of_its_lines_a_ledger_makes_a_table_and_a_page(tmp_path: Path) -> None:
+    """Values changed at random, to ones of every kind, in rows that are whole else."""
+    rng = random.Random(7)
+    odd = [
+        None, True, 0, -1, 2**63, -(2**63), 10**400, 0.5, 1e308, float("nan"), "", "done", "failed", "\ud800", "\0",
+        "../x", "2026-01-01T00:00:00+00:00", "0001-01-01T00:00:00+14:00", "2026-13-01", [], [1], [2**64], [0.5], ["a"],
+        [None], [[]], {}, {"a": 1},
+    ]  # fmt: skip
+    lines = []
+    for number in range(2000):
+        row = WHOLE | {"source": f"{number}.png"}
+        row |= {rng.choice(table.NAMES): rng.choice(odd) for _ in range(rng.randint(1, 3))}
+        lines.append(json.dumps(row))
+    part = Part(tmp_path / "runs" / "0001-20261120T000000Z", 1)
+    part.path.parent.mkdir(parents=True)
+    part.path.write_text("\n".join(lines) + "\n")
+    rows = ledger.latest_rows(tmp_path)
+    assert 100 < len(rows) < 1900, "some are whole all the same"
+    table.write(tmp_path / "results.parquet", rows.values(), {})
+    read, _ = table.read(tmp_path / "results.parquet")
+    assert {r["source"] for r in read} == set(rows)
+    assert report.write_page(tmp_path).is_file()
+    for name, row in rows.items():
+        ledger.is_done(row, source_sha256=str(row.get("source_sha256")), config_digest=name, output=tmp_path)
 
 
 def test_rows_are_in_the_file_at_once_and_flushed_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def _row(cell: Cell, found: Row, root: Path, shares: Mapping[str, float]) -> Row
     return row | {
         "source": found["source"],
         "candidate": cell.candidate,
-        "output": None if output is None else table.text((cell.output / output).relative_to(root).as_posix()),
+        "output": None if output is None else f"{cell.output.relative_to(root).as_posix()}/{output}",
         "noise": cell.noise,
         "seed": cell.seed,
         "crop": found.get("crop"),

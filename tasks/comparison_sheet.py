@@ -19,7 +19,7 @@ from tasks.faults import sentence
 from tasks.intensities import Intensities
 from tasks.report import noise_again
 from tasks.report_page import as_png, display_range
-from tasks.table import DONE, Row
+from tasks.table import DONE, Row, name_of
 from tasks.work import read_below
 
 SIDE = 112  # of a crop, pixels; shown at 2:1
@@ -73,17 +73,17 @@ def _strip(source: str, noise: str, rows: Sequence[Row], root: Path, config: Map
     if not rows:
         return None
     most = int(float(config.get("max_megapixels", 500.0)) * 1e6)
-    image = cropped(decode(read_below(Path(config["input"]), source), max_pixels=most), config.get("crop"))
+    image = cropped(decode(read_below(Path(config["input"]), name_of(source)), max_pixels=most), config.get("crop"))
     arrangement = arrange(image.header)
     intensities, unit = Intensities.of(image.pixels, arrangement, clean=noise != "none")
     if noise == "none":
-        other = decode(read_below(Path(config["reference"]), source), max_pixels=most)
+        other = decode(read_below(Path(config["reference"]), name_of(source)), max_pixels=most)
         clean, noisy = intensities.unit(cropped(other, config.get("crop")).pixels), unit
     else:
         clean, noisy = unit, noise_again(unit, rows[0], clip=rows[0]["clip_noise"])
     named = [("clean", "", intensities.of_file(clean)), ("noisy", _score(rows[0], "noisy"), intensities.of_file(noisy))]
     for row in rows:
-        pixels = decode((root / row["output"]).read_bytes(), max_pixels=most).pixels
+        pixels = decode((root / name_of(row["output"])).read_bytes(), max_pixels=most).pixels
         named.append((row["candidate"], _score(row, "denoised"), arrangement.planes(pixels)))
     middle = arrangement.stacks // 2 * arrangement.frames + arrangement.frames // 2
     own = intensities.own

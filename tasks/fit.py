@@ -23,6 +23,7 @@ from tasks.settings import Settings
 from tasks.slots import hold_slot
 from tasks.steps import CHUNK
 from tasks.stylize import paint
+from tasks.table import text
 from tasks.work import Source, Work
 from tasks.worker import serving
 
@@ -101,7 +102,7 @@ def fit_directory(
         "fit_seconds": seconds,
         "threads": device.threads,
         "images": images,
-        "sampled": {source.name.encode("utf-8", "backslashreplace").decode(): source.sha256 for source in chosen},
+        "sampled": {text(source.name): source.sha256 for source in chosen},
     }
     return path, write_model(path, fitted, about)
 

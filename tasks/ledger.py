@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from tasks.table import DONE, Row, is_row
+from tasks.table import DONE, Row, is_row, name_of
 
 SYNC_SECONDS = 1.0
 RUN_NAME = re.compile(r"([0-9]{4,9})-[0-9]{8}T[0-9]{6}Z")
@@ -162,9 +162,9 @@ def is_done(
     if noisy and row.get("noisy") is None:
         return False
     beside = [row.get("stylized"), row.get("noisy") if noisy else None]
-    written = output / str(row.get("output"))
+    written = output / name_of(str(row.get("output")))
     try:
-        if not all((output / str(name)).is_file() for name in beside if name is not None):
+        if not all((output / name_of(str(name))).is_file() for name in beside if name is not None):
             return False
         return written.is_file() and written.stat().st_size == row.get("output_bytes")
     except OSError:

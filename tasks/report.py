@@ -31,7 +31,7 @@ from tasks.report_page import Panel, make_panel, render_page
 from tasks.scan import Scan
 from tasks.settings import Settings
 from tasks.steps import ONCE
-from tasks.table import COLUMNS, DONE, FAILED, SKIPPED, Row
+from tasks.table import COLUMNS, DONE, FAILED, SKIPPED, Row, name_of
 from tasks.work import read_below
 
 RESULTS, PAGE = "results.parquet", "report.html"
@@ -78,7 +78,8 @@ def write_results(settings: Settings, scan: Scan, faults: Sequence[BaseException
         }
         rows[refused["source"]] = row | refused
     for name, row in rows.items():
-        if row["status"] == FAILED and lies_below(settings.images, name) and (settings.images / name).is_file():
+        file = name_of(name)
+        if row["status"] == FAILED and lies_below(settings.images, file) and (settings.images / file).is_file():
             rows[name] = row | {"note": f"images/{name} is the result of an earlier run"}
     folder = settings.run_folder
     provenance = {
@@ -96,7 +97,8 @@ def _lost(settings: Settings, scan: Scan, faults: Sequence[BaseException]) -> li
     if not faults:
         return []
     written = {row["source"] for row in ledger.rows_of(settings.run_folder)}
-    lost: Row = {"status": FAILED, "error_type": type(faults[0]).__name__, "error": sentence(faults[0])}
+    lost: Row = {}
+    table.fill(lost, status=FAILED, error_type=type(faults[0]).__name__, error=sentence(faults[0]))
     names = (table.text(source.name) for source in scan.todo)
     return [lost | {"source": name} for name in names if name not in written]
 
@@ -158,18 +160,19 @@ def _panel(row: Row, why: str, output: Path, config: dict[str, Any]) -> Panel | 
     root = Path(str(config.get("input", "")))
     max_pixels = int(float(config.get("max_megapixels", 500.0)) * 1e6)
     try:
-        source = root / row["source"] if root.is_dir() else root
+        written = output / name_of(row["output"])
+        source = root / name_of(row["source"]) if root.is_dir() else root
         if math.prod(row["shape"]) > LEAST_SAMPLES and row["noise"] == "none" and not row["style"]:
-            return _large_strip(row, why, source, output / row["output"], config)
+            return _large_strip(row, why, source, written, config)
         content = source.read_bytes()
         if hashlib.sha256(content).hexdigest() != row["source_sha256"]:
             return None  # another file than the one that was denoised, perhaps a link to where the run never looked
         image = decode(content, max_pixels=max_pixels)
         image = cropped(in_rgb(image) if row["style"] else image, config.get("crop"))
-        denoised = decode((output / row["output"]).read_bytes(), max_pixels=max_pixels)
+        denoised = decode(written.read_bytes(), max_pixels=max_pixels)
         original = image if row["style"] else None
         if row["stylized"]:
-            image = decode((output / row["stylized"]).read_bytes(), max_pixels=max_pixels)
+            image = decode((output / name_of(row["stylized"])).read_bytes(), max_pixels=max_pixels)
         elif row["style"]:
             image = denoised
         return _strip(row, why, image, denoised, original=original, config=config)
@@ -235,7 +238,7 @@ def _reference(arrangement: Arrangement, number: int, row: Row, config: dict[str
     if not (config.get("reference") and row["reference_sha256"]):
         return None
     try:
-        found = decode(read_below(Path(str(config["reference"])), row["source"]), max_pixels=_most(config))
+        found = decode(read_below(Path(str(config["reference"])), name_of(row["source"])), max_pixels=_most(config))
         plane: npt.NDArray[Any] = arrangement.planes(cropped(found, config.get("crop")).pixels)[number]
     except Exception:  # noqa: BLE001 - a picture is an extra
         return None
@@ -260,7 +263,7 @@ def _made_again(
 
 def noise_again(clean: npt.NDArray[np.float32], row: Row, *, clip: bool) -> npt.NDArray[np.float32]:
     """The noisy planes (N, H, W, C) that a row's run made of clean ones, on the unit scale."""
-    rng = noise.rng(int(row["seed"]), row["source"])
+    rng = noise.rng(int(row["seed"]), name_of(row["source"]))
     return noise.add(clean, noise.parse(row["noise"]), rng, clip=clip)
 
 

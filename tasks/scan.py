@@ -15,7 +15,7 @@ from denoise_core.images import ImageError, read_header, sniff, to_come
 from tasks import ledger
 from tasks.arrangement import renamed
 from tasks.faults import is_machine_fault, sentence, stop_if_interrupted
-from tasks.table import FAILED, SKIPPED, Row, text
+from tasks.table import FAILED, SKIPPED, Row, fill, text
 from tasks.work import Source
 
 IMAGE_SUFFIXES = frozenset(
@@ -173,7 +173,9 @@ def _reference_sha256(name: str, reference: Path | None) -> str | None:
 
 def _row(name: str, reason: Exception) -> Row:
     status = SKIPPED if isinstance(reason, NotAnImage) else FAILED
-    return {"source": text(name), "status": status, "error_type": type(reason).__name__, "error": sentence(reason)}
+    row: Row = {}
+    fill(row, source=text(name), status=status, error_type=type(reason).__name__, error=sentence(reason))
+    return row
 
 
 def _walk(root: Path) -> Iterator[tuple[str, Path, DenoiseError | None]]:

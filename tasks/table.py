@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,7 +34,12 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("source", "string", "Path of the image below the input, with forward slashes"),
+    Column(
+        "source",
+        "string",
+        "Path of the image below the input, with forward slashes; bytes that are no UTF-8 are written as \\xff, and where a "
+        "name has such a text itself, its backslash as \\x5c",
+    ),
     Column("output", "string", "Path of the denoised image below the output; null when none was written"),
     Column("stylized", "string", "Path of the stylized image below the output; null when none was written"),
     Column("noisy", "string", "Path of the noisy image below the output; null when none was written"),
@@ -149,19 +155,37 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
+_LIKE_AN_ESCAPE = re.compile(r"\\(?=x(?:5c|[89a-f][0-9a-f]))")
+_ESCAPE = re.compile(r"\\x(5c|[89a-f][0-9a-f])")
+
+
 def text(name: str) -> str:
-    """A file name as valid Unicode: bytes that are none are shown as escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    r"""A file name as valid Unicode, no other name's.
+
+    Bytes that are no UTF-8 are written as ``\xff``; where the name itself has such a text, its backslash is ``\x5c``.
+    """
+    escaped = _LIKE_AN_ESCAPE.sub(r"\\x5c", name)
+    return escaped.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def name_of(told: str) -> str:
+    """The file name that :func:`text` told."""
+    return _ESCAPE.sub(lambda found: bytes.fromhex(found[1]).decode("utf-8", "surrogateescape"), told)
 
 
 def fill(row: Row, **values: Any) -> None:
-    """Set columns of a row; a number that is not finite becomes null, an unknown column raises ``KeyError``."""
+    """Set columns of a row; an unknown one raises ``KeyError``.
+
+    A number that is not finite becomes null. What is no Unicode in a text, such as a file name in an error, is escaped.
+    """
     for name, value in values.items():
         if name not in NAMES:
             raise KeyError(f"{name} is no column of the results table")
         if name in _FLOATS and value is not None:
             value = float(value)  # noqa: PLW2901
             row[name] = value if math.isfinite(value) else None
+        elif isinstance(value, str):
+            row[name] = value.encode("utf-8", "backslashreplace").decode("utf-8")
         else:
             row[name] = value
 

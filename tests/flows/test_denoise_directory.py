@@ -323,6 +323,29 @@ def test_same_names_in_two_folders_and_hostile_names(tmp_path: Path, photo: np.n
     assert "<script>alert(1)" not in (out / "report.html").read_text(encoding="utf-8")
 
 
+def test_names_that_are_no_unicode_have_rows_of_their_own(tmp_path: Path, photo: np.ndarray) -> None:
+    """One with a byte that is no UTF-8, and one whose name is how such a byte is told; a second run finds both done."""
+    root, out, outside = tmp_path / "in", tmp_path / "out", tmp_path / "outside"
+    names = [os.fsdecode(b"x\xff.png"), "x\\xff.png", os.fsdecode(b"d\xfe/x.png")]
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo[40 * number : 40 * number + 32, 200:232]).save(root / name)
+    for _ in range(2):
+        assert run(root, out, "--method", "none", "--noise", "gauss:25") == 0
+    found = rows_of(out)
+    assert {table.name_of(name) for name in found} == set(names)
+    assert {row["run_id"][:4] for row in found.values()} == {"0001"}
+    assert all((out / table.name_of(row["output"])).is_file() for row in found.values())
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == len(names) * 4, "their pictures are found: clean, noisy, denoised, residual"
+    outside.mkdir()
+    shutil.rmtree(out / "images" / names[2].split("/")[0])
+    (out / "images" / names[2].split("/")[0]).symlink_to(outside)
+    assert run(root, out, "--method", "none", "--noise", "gauss:25") == 1
+    (error,) = [row["error"] for row in rows_of(out).values() if row["status"] == "failed"]
+    assert "d\\udcfe" in error, "a name that an error tells is no Unicode either"
+
+
 def test_a_file_that_vanishes_and_one_that_changes(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = tasks.chunk.load
 

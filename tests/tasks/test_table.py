@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
+import os
 from pathlib import Path
 
 import duckdb
@@ -32,6 +34,43 @@ def test_what_is_not_finite_becomes_null(value: float) -> None:
     row: table.Row = {}
     table.fill(row, psnr_noisy_db=value, seconds=1)
     assert row == {"psnr_noisy_db": None, "seconds": 1.0}
+
+
+def test_every_file_name_has_a_text_of_its_own_that_tells_it() -> None:
+    """Names of few characters that escapes are made of, and of bytes that are no UTF-8."""
+    parts = [
+        "\\",
+        "x",
+        "5c",
+        "ff",
+        "FF",
+        "7f",
+        "8",
+        "é",
+        "/",
+        os.fsdecode(b"\xff"),
+        os.fsdecode(b"\xc3"),
+        os.fsdecode(b"\x80"),
+    ]
+    names = {"".join(chosen) for count in range(6) for chosen in itertools.product(parts, repeat=count)}
+    names = {os.fsdecode(os.fsencode(name)) for name in names}
+    told = {name: table.text(name) for name in names}
+    assert len(set(told.values())) == len(names)
+    assert all(table.name_of(one) == name for name, one in told.items())
+    assert all(one.encode("utf-8") for one in told.values() if one)
+
+
+def test_names_are_told_as_they_are_where_nothing_is_to_be_confused() -> None:
+    for name in ("a.png", "é/b.tif", "a\\b.tif", "C:\\x.tif", "\\x41.tif", "\\xFF.tif", "\\udcff", "\\n"):
+        assert table.text(name) == name
+    assert table.text(os.fsdecode(b"x\xff.tif")) == "x\\xff.tif"
+
+
+def test_a_text_is_valid_whatever_it_quotes() -> None:
+    row: table.Row = {}
+    table.fill(row, error=f"no room: {os.fsdecode(b'x' + bytes([255]))}", source="a")
+    assert table.is_row(row | {"status": "failed"})
+    assert row["error"] == "no room: x\\udcff"
 
 
 def test_an_unknown_column_is_refused() -> None:

@@ -33,11 +33,11 @@ from tasks.evaluate import FRAMES_LOOKED_AT, Stacks, mean, noise_levels
 from tasks.faults import SourceChanged, stop_if_interrupted
 from tasks.intensities import Intensities, missing_told
 from tasks.outputs import path_below
-from tasks.save import software
+from tasks.save import software, written
 from tasks.settings import Settings
 from tasks.slots import hold_slot
 from tasks.steps import STEP
-from tasks.table import DONE, fill, text
+from tasks.table import fill
 from tasks.work import Source, Work, guarded, open_below
 
 if TYPE_CHECKING:
@@ -111,15 +111,7 @@ def _through(work: Work, settings: Settings) -> None:
             raise SourceChanged("the file changed while the run went on; the next run will do it")
         out.seek(0)
         digest, size = hashlib.file_digest(out, "sha256").hexdigest(), out.seek(0, os.SEEK_END)
-    fill(
-        work.row,
-        status=DONE,
-        error_type=None,
-        error=None,
-        output=text(target.relative_to(settings.output).as_posix()),
-        output_sha256=digest,
-        output_bytes=size,
-    )
+    written(work, settings, target, digest, size)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from tasks.blocks import denoise_in_blocks, in_blocks
 from tasks.denoise import denoise
 from tasks.evaluate import evaluate
 from tasks.faults import RETRY_SECONDS, Interrupted, is_out_of_memory, stop_if_interrupted
-from tasks.ledger import Part
+from tasks.ledger import CHANGED_AT, Part
 from tasks.load import load
 from tasks.save import save, save_noisy
 from tasks.settings import Settings
@@ -122,7 +122,7 @@ def record(work: Work, settings: Settings, part: Part) -> None:
     """Put the row of a finished image into the ledger and let go of its pixels."""
     work.release()
     fill(work.row, seconds=work.seconds, run_id=settings.run_id, software_version=__version__, created_at=now())
-    part.append(work.row)
+    part.append(work.row if work.changed_at is None else work.row | {CHANGED_AT: work.changed_at})
 
 
 def _process(work: Work, settings: Settings, *, seen: bool) -> None:

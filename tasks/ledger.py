@@ -9,6 +9,7 @@ for little else.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -23,6 +24,9 @@ from tasks.table import DONE, Row, is_row, name_of
 SYNC_SECONDS = 1.0
 RUN_NAME = re.compile(r"([0-9]{4,9})-[0-9]{8}T[0-9]{6}Z")
 """A run's folder: its number, which orders the runs whatever the clock says, and when it began."""
+
+CHANGED_AT = "output_changed_at_us"
+"""What a line of the ledger has beside the columns of the table: `changed_at` of the output as it was written."""
 
 
 class Part:
@@ -141,6 +145,11 @@ def latest_rows(output: Path) -> dict[str, Row]:
     return latest
 
 
+def changed_at(path: Path) -> int:
+    """When a file was last changed, as its file system tells it, in µs since 1970: less is rounded by some shares."""
+    return path.stat().st_mtime_ns // 1000
+
+
 def is_done(
     row: Row | None,
     *,
@@ -153,6 +162,7 @@ def is_done(
     """Whether a row says that this very source was done with this very configuration, and its files are still there.
 
     These are the output and what was painted; with `noisy` the noisy image too, which an earlier run may not have kept.
+    The output's digest is compared where its time is not the one that it was written at: it was damaged, or only copied.
     """
     if row is None or row.get("status") != DONE:
         return False
@@ -166,6 +176,16 @@ def is_done(
     try:
         if not all((output / name_of(str(name))).is_file() for name in beside if name is not None):
             return False
-        return written.is_file() and written.stat().st_size == row.get("output_bytes")
+        return written.is_file() and _is_as_written(written, row)
     except OSError:
         return False
+
+
+def _is_as_written(path: Path, row: Row) -> bool:
+    if path.stat().st_size != row.get("output_bytes"):
+        return False
+    digest: str | None = row.get("output_sha256")
+    if digest is None or changed_at(path) == row.get(CHANGED_AT):
+        return True
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == digest

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 from prefect import task
 
 from denoise_core import __version__
 from denoise_core.images import encode, write_atomic
+from tasks.ledger import changed_at
 from tasks.outputs import path_below
 from tasks.settings import Settings
 from tasks.steps import STEP
@@ -21,6 +23,20 @@ def software(settings: Settings) -> str:
     return f"denoise-flows {__version__} ({how})"
 
 
+def written(work: Work, settings: Settings, target: Path, sha256: str, size: int) -> None:
+    """The row becomes a done one: the output is in place."""
+    work.changed_at = changed_at(target)
+    fill(
+        work.row,
+        status=DONE,
+        error_type=None,
+        error=None,
+        output=text(target.relative_to(settings.output).as_posix()),
+        output_sha256=sha256,
+        output_bytes=size,
+    )
+
+
 @task(name="save", **STEP)
 def save(work: Work, settings: Settings, *, step: str = "save") -> None:  # noqa: ARG001 - step names the task run
     """Write ``pixels`` as the source's kind of file, whole or not at all; the row becomes a done one."""
@@ -30,15 +46,7 @@ def save(work: Work, settings: Settings, *, step: str = "save") -> None:  # noqa
         data = encode(work.image, work.pixels, software=software(settings))
         target = path_below(settings.images, work.source.name)
         write_atomic(target, data)
-        fill(
-            work.row,
-            status=DONE,
-            error_type=None,
-            error=None,
-            output=text(target.relative_to(settings.output).as_posix()),
-            output_sha256=hashlib.sha256(data).hexdigest(),
-            output_bytes=len(data),
-        )
+        written(work, settings, target, hashlib.sha256(data).hexdigest(), len(data))
 
 
 @task(name="save-noisy", **STEP)

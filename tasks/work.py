@@ -71,6 +71,7 @@ class Work:
         self.noisy_is_source = True  # and has no noise added, nor anything else
         self.pixels: np.ndarray | None = None  # what is written: shape and data type of the file, without alpha
         self.seconds = 0.0
+        self.changed_at: int | None = None  # when the output was, see `ledger.changed_at`
         self.row: Row = {}
         fill(
             self.row,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -173,6 +174,23 @@ def test_an_output_that_is_gone_is_written_again(tree: Path, tmp_path: Path) -> 
     (out / "images" / "sub" / "grey.png").unlink()
     assert run(tree, out, "--method", "none") == 0
     assert [row["source"] for row in ledger.rows_of(ledger.run_folders(out)[-1])] == ["sub/grey.png"]
+
+
+def test_an_output_of_other_bytes_is_written_again_and_a_copied_one_is_not(tree: Path, tmp_path: Path) -> None:
+    out, copied = tmp_path / "out", tmp_path / "copied"
+    assert run(tree, out, "--method", "none") == 0
+    good = digests(out)
+    damaged = out / "images" / "rgb.png"
+    content = bytearray(damaged.read_bytes())
+    content[-20] ^= 1
+    damaged.write_bytes(content)
+    assert run(tree, out, "--method", "none") == 0
+    assert fits(out) == 4 + 1
+    assert hashlib.sha256(damaged.read_bytes()).hexdigest() == good["rgb.png"][1]
+    shutil.copytree(out, copied, copy_function=shutil.copyfile)
+    assert run(tree, copied, "--method", "none") == 0
+    assert fits(copied) == 4 + 1
+    assert digests(copied) == good
 
 
 def test_another_configuration_and_overwrite_do_everything_again(tree: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -64,6 +65,36 @@ def test_done_needs_the_same_source_the_same_configuration_and_the_output(tmp_pa
     assert not done(good), "a file of another size is not what was written"
     (tmp_path / "images" / "a.png").unlink()
     assert not done(good)
+
+
+def test_an_output_is_read_again_only_where_its_time_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, written = tmp_path / "runs" / "0001-20261120T000000Z", tmp_path / "a.png"
+    written.write_bytes(b"12345")
+    asked = {"source_sha256": "s", "config_digest": "c"}
+    digest = hashlib.sha256(b"12345").hexdigest()
+    good = row("a.png", **asked, output="a.png", output_bytes=5, output_sha256=digest)
+    Part(run, 1).append(good | {ledger.CHANGED_AT: ledger.changed_at(written)})
+    read: list[str] = []
+    whole = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: read.append("again") or whole(*given))
+
+    def done() -> tuple[bool, int]:
+        read.clear()
+        return ledger.is_done(ledger.latest_rows(tmp_path)["a.png"], **asked, output=tmp_path), len(read)
+
+    assert done() == (True, 0)
+    before = written.stat().st_mtime_ns
+    for moved in (10**9, -(10**9), 10**15, -(10**15)):
+        os.utime(written, ns=(0, before + moved))
+        assert done() == (True, 1), "copied, or the clock was set: it is what was written all the same"
+        written.write_bytes(b"1234x")
+        os.utime(written, ns=(0, before + moved))
+        assert done() == (False, 1)
+        written.write_bytes(b"12345")
+    os.utime(written, ns=(0, before // 1000 * 1000))
+    assert done() == (True, 0), "a share that keeps no nanoseconds"
 
 
 def test_done_needs_what_was_painted_too_and_the_noisy_image_where_it_is_asked_for(tmp_path: Path) -> None:

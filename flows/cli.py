@@ -470,23 +470,34 @@ def _samples(options: dict[str, Any]) -> int:
 
 
 def _report(options: dict[str, Any]) -> int:
+    from denoise_core.errors import DenoiseError
     from flows.errors import StartError
     from flows.server import prepare_environment
 
     prepare_environment()
     from tasks.comparison import TABLE
     from tasks.comparison_page import PAGE, write_summary
-    from tasks.report import RESULTS, write_page
+    from tasks.report import RESULTS, remake_results, write_page
 
-    compared = (options["output"] / TABLE).is_file()
-    if compared:
-        write_summary(options["output"].resolve())
-        print(options["output"].resolve() / PAGE)
-    if compared and not (options["output"] / RESULTS).is_file():
-        return DONE
-    if not (options["output"] / RESULTS).is_file():
-        raise StartError(f"OUTPUT: there is no {RESULTS} and no {TABLE} in {options['output']}")
-    print(write_page(options["output"].resolve()))
+    output = options["output"].resolve()
+    if (output / TABLE).is_file():
+        write_summary(output)
+        print(output / PAGE)
+        if not (output / RESULTS).is_file():
+            return DONE
+    try:
+        if not (output / RESULTS).is_file():
+            raise StartError(f"OUTPUT: there is no {RESULTS} and no {TABLE} in {options['output']}")
+        page = write_page(output)
+    except DenoiseError as error:
+        if not remake_results(output):
+            raise
+        print(
+            f"{error}; the table was made again from the ledger, and the next run adds the files that cannot be read",
+            file=sys.stderr,
+        )
+        page = write_page(output)
+    print(page)
     return DONE
 
 

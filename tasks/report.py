@@ -81,15 +81,31 @@ def write_results(settings: Settings, scan: Scan, faults: Sequence[BaseException
         file = name_of(name)
         if row["status"] == FAILED and lies_below(settings.images, file) and (settings.images / file).is_file():
             rows[name] = row | {"note": f"images/{name} is the result of an earlier run"}
-    folder = settings.run_folder
+    _write_table(settings.run_folder, settings.config_digest, rows)
+
+
+def remake_results(output: Path) -> bool:
+    """Write ``results.parquet`` from the ledger alone, for the newest run; whether there is a ledger.
+
+    Only the next run knows again which files are no images, cannot be read, or have left the input.
+    """
+    rows = ledger.latest_rows(output)
+    if rows:
+        newest = ledger.run_folders(output)[-1]
+        digests = [str(row.get("config_digest") or "") for row in ledger.rows_of(newest)]
+        _write_table(newest, digests[-1] if digests else "", rows)
+    return bool(rows)
+
+
+def _write_table(run_folder: Path, config_digest: str, rows: dict[str, Row]) -> None:
     provenance = {
         "software": f"denoise-flows {__version__}",
-        "run_id": settings.run_id,
-        "config_digest": settings.config_digest,
-        "config": _text_or_empty(folder / "config.toml"),
-        "environment": _text_or_empty(folder / "environment.json"),
+        "run_id": run_folder.name,
+        "config_digest": config_digest,
+        "config": _text_or_empty(run_folder / "config.toml"),
+        "environment": _text_or_empty(run_folder / "environment.json"),
     }
-    table.write(settings.output / RESULTS, rows.values(), provenance)
+    table.write(run_folder.parents[1] / RESULTS, rows.values(), provenance)
 
 
 def _lost(settings: Settings, scan: Scan, faults: Sequence[BaseException]) -> list[Row]:

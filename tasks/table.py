@@ -255,7 +255,9 @@ def read(path: Path, columns: Sequence[Column] = COLUMNS) -> tuple[list[Row], di
 
     try:
         table = pq.read_table(path)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's; Arrow's own tell of damaged contents
         raise DenoiseError(f"{path} is not a results table: {' '.join(str(error).split())[:200]}") from None
     if table.schema.names != [column.name for column in columns]:
         raise DenoiseError(f"{path} is not a results table of this version: its columns are others")

@@ -669,6 +669,27 @@ def test_levels_drawn_from_a_range_are_in_the_table(tree: Path, tmp_path: Path) 
     assert (plain["noise"], plain["noise_drawn"], plain["corrupted_fraction"]) == ("none", None, None)
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut", "changed"])
+def test_a_table_that_is_damaged_or_gone_is_made_again_from_the_ledger(
+    tree: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(tree, out, "--method", "none") == 0
+    before, page = table.read(out / "results.parquet"), (out / "report.html").read_bytes()
+    whole = (out / "results.parquet").read_bytes()
+    (out / "results.parquet").unlink()
+    if damage != "gone":
+        broken = whole[:1000] if damage == "cut" else whole[:4] + bytes(400) + whole[404:]
+        (out / "results.parquet").write_bytes(broken)
+    capsys.readouterr()
+    assert main(["report", str(out)]) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == str(out / "report.html")
+    assert "made again from the ledger" in said.err
+    assert table.read(out / "results.parquet") == before
+    assert (out / "report.html").read_bytes() == page
+
+
 @pytest.mark.parametrize("kind", ["text:0.25", "jpeg:10-90", "poisson-gauss:30/5"])
 def test_the_report_shows_the_noise_that_was_added(
     tree: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch

@@ -26,6 +26,7 @@ from flows.errors import StartError
 from flows.server import reports_to_real_server, set_url
 from tasks import activity
 from tasks.faults import Interrupted, interrupt, sentence, stop_if_interrupted
+from tasks.prefect_api import http_client, no_answer, shown
 from tasks.settings import Settings
 
 GPU = "GPU"
@@ -210,7 +211,7 @@ class RemoteDask(_Dask):
         runs = self._config.output.resolve() / "runs"
         probe = runs / f".seen-{uuid.uuid4().hex}"
         probe.touch()
-        asked = Asked(self._config.device, self._config.input.resolve(), probe, str(set_url()), _versions())
+        asked = Asked(self._config.device, self._config.input.resolve(), probe, shown(str(set_url())), _versions())
         try:
             found = client.run(look, asked, on_error="return")
         finally:
@@ -284,7 +285,7 @@ class Asked(NamedTuple):
     device: str
     input: Path
     probe: Path  # a file that lies in OUTPUT for as long as they are asked
-    server: str
+    server: str  # as it may be shown
     versions: dict[str, str]
 
 
@@ -304,22 +305,18 @@ def _versions() -> dict[str, str]:
 
 def look(asked: Asked) -> Seen:
     """On a worker: whether it has what the run needs."""
-    import httpx
-
     try:
         device: Device | str = choose_all(asked.device)[0]
     except DenoiseError as error:
         device = sentence(error)
     problem = None
-    if (here := _versions()) != asked.versions:
+    if (own := _versions()) != asked.versions:
         others = ", ".join(
-            f"{name} {here[name]}, the run {asked.versions[name]}"
-            for name in here
-            if here[name] != asked.versions[name]
+            f"{name} {own[name]}, the run {asked.versions[name]}" for name in own if own[name] != asked.versions[name]
         )
         problem = f"has {others}; install the same versions"
-    elif set_url() != asked.server:
-        problem = f"reports to {set_url() or 'no Prefect server'}; start it with PREFECT_API_URL={asked.server}"
+    elif (here := shown(set_url() or "no Prefect server")) != asked.server:
+        problem = f"reports to {here}; start it with PREFECT_API_URL={asked.server}"
     elif not asked.probe.is_file():
         problem = f"does not see OUTPUT {asked.probe.parents[1]}; the folder must be shared, under the same path"
     elif not os.access(asked.input, os.R_OK):
@@ -327,8 +324,8 @@ def look(asked: Asked) -> Seen:
     elif not os.access(asked.probe.parent, os.W_OK):
         problem = f"cannot write to OUTPUT {asked.probe.parents[1]}"
     else:
-        try:
-            httpx.get(f"{asked.server}/health", timeout=10.0)
-        except httpx.HTTPError as error:
-            problem = f"does not reach the Prefect server at {asked.server} ({error})"
+        with http_client(str(set_url())) as asking:
+            unanswered = no_answer(asking, _CONNECT_SECONDS)
+        if unanswered is not None:
+            problem = f"does not reach the Prefect server at {asked.server} ({unanswered})"
     return Seen(socket.gethostname(), device, problem)

@@ -13,7 +13,9 @@ from denoise_core import __version__
 from denoise_core.device import Device
 from flows import running
 from flows.config import Preset, RunConfig
-from flows.server import prepare_environment, set_url
+from flows.errors import StartError
+from flows.server import prepare_environment, real_server
+from tasks.prefect_api import shown
 from tasks.slots import free_slots, lock_folder
 
 
@@ -54,16 +56,13 @@ def _shared(device: Device, preset: Preset) -> str:
 
 
 def _server() -> str:
-    import httpx
-
-    url = set_url()
-    if url is None:
-        here = running.healthy()
-        if here is None:
-            return "none is set (PREFECT_API_URL) and none runs here (`denoise server`); a run brings an embedded one"
-        return f"{here.url} answers: `denoise server` runs here, process {here.pid}, data in {here.folder}"
     try:
-        answer = httpx.get(f"{url}/health", timeout=3.0)
-    except httpx.HTTPError as error:
-        return f"{url} does not answer ({error}); a run would not start"
-    return f"{url} answers" if answer.status_code == httpx.codes.OK else f"{url} answers {answer.status_code}"
+        with real_server() as real:
+            if real is None:
+                return (
+                    "none is set (PREFECT_API_URL) and none runs here (`denoise server`); a run brings an embedded one"
+                )
+            folder = next((f", data in {one.folder}" for one in running.servers() if one.url == real.url), "")
+            return f"{shown(real.url)} answers: {real.why}{folder}"
+    except StartError as error:
+        return f"{error}; a run would not start"

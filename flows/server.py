@@ -15,10 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from flows import running
 from flows.errors import StartError
 from flows.server_process import ServerProcess
 from flows.server_watch import watched
+from tasks.faults import sentence
+from tasks.prefect_api import http_client, no_answer, send, shown
+
+_CHECK_SECONDS = 60.0
+_HERE = ("localhost", "127.0.0.1", "::1")
 
 _embedded_addresses: set[str] = set()
 
@@ -32,7 +39,7 @@ class Server:
     why: str = ""
 
     def __str__(self) -> str:
-        return "embedded in this run" if self.embedded else f"{self.url} ({self.why})"
+        return "embedded in this run" if self.embedded else f"{shown(self.url)} ({self.why})"
 
 
 def prepare_environment() -> None:
@@ -50,6 +57,10 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
     if not os.environ.get("PREFECT_API_URL", "set"):
         del os.environ["PREFECT_API_URL"]  # empty, Prefect takes it for a wish to have its own temporary server
+    around = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    if around != "*" and not set(_HERE) <= set(around.split(",")):
+        # A proxy has no way to the servers that run here.
+        os.environ["no_proxy"] = ",".join(filter(None, [around, *_HERE]))
 
 
 def _usable_home() -> Path:
@@ -185,18 +196,31 @@ def _embedded() -> Iterator[str]:
 
 def _check(url: str, which: str, remedy: str) -> None:
     """Ask a server whether it is well, and whether it lets us in with the credentials that Prefect has for it."""
-    import httpx
-    from prefect.client.orchestration import get_client
+    where = f"the Prefect server {which}, {shown(url)},"
+    try:
+        with http_client(url) as asking:
+            problem = no_answer(asking, _CHECK_SECONDS)
+            if problem is not None:
+                raise StartError(f"{where} does not answer ({problem}); {remedy}")
+            answer = send(asking, "GET", "/admin/version")
+    except httpx.InvalidURL:  # not to be repeated: what cannot be read may hold a password anywhere
+        raise StartError(f"the address of the Prefect server {which} is none such as http://HOST:4200/api") from None
+    except httpx.HTTPError as error:
+        raise StartError(f"{where} does not answer ({shown(sentence(error))}); {remedy}") from None
+    except OSError as error:  # all others come wrapped
+        raise StartError(f"the certificates of PREFECT_API_SSL_CERT_FILE cannot be read: {sentence(error)}") from None
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise StartError(f"{where} does not let us in; PREFECT_API_AUTH_STRING is to hold its auth string")
+    if answer.is_error and answer.status_code != httpx.codes.NOT_FOUND:
+        raise StartError(f"{where} answers {answer.status_code}")
+    if not _is_version(answer):
+        ending = "" if url.endswith("/api") else f"; the address of one ends in /api: {shown(url)}/api"
+        raise StartError(f"what answers at {shown(url)} is no Prefect server{ending}")
 
-    with get_client(sync_client=True) as client:
-        problem = client.api_healthcheck()
-        if problem is not None:
-            raise StartError(f"the Prefect server {which}, {url}, does not answer ({problem}); {remedy}")
-        try:
-            client.api_version()
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code != httpx.codes.UNAUTHORIZED:
-                raise StartError(f"the Prefect server {which}, {url}, answers {error.response.status_code}") from None
-            raise StartError(
-                f"the Prefect server {which}, {url}, does not let us in; PREFECT_API_AUTH_STRING is to hold its auth string"
-            ) from None
+
+def _is_version(answer: httpx.Response) -> bool:
+    """Whether it is what a Prefect server says when it is asked for its version."""
+    try:
+        return isinstance(answer.json(), str)
+    except ValueError:
+        return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextvars
 import os
 import threading
 import time
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tasks.background import beside
+from tasks.prefect_api import http_client, no_answer, shown
 
 LOST_SECONDS = 180.0
 _TOLD_SECONDS = 20.0
@@ -24,28 +25,27 @@ def watched(url: str) -> Iterator[None]:
     Nothing is lost by that: what is done is in the ledger, and the same command goes on. Waiting for a server that
     restarts is Prefect's business.
     """
-    with beside(functools.partial(_watch, url), "server-watch"):
+    settings = contextvars.copy_context()  # Prefect's, which may be this thread's own
+    with beside(lambda leaving: settings.run(_watch, url, leaving), "server-watch"):
         yield
 
 
 def _watch(url: str, leaving: threading.Event) -> None:
-    import httpx
-
-    answered, told = time.monotonic(), False
-    with httpx.Client(timeout=_POLL_SECONDS, trust_env=False) as client:
+    which = f"the Prefect server {shown(url)}"
+    with http_client(url) as asking:
+        answered, told = time.monotonic(), False
         while not leaving.wait(_POLL_SECONDS):
-            try:
-                client.get(f"{url}/health")  # whatever it answers, it is there
+            problem = no_answer(asking, _POLL_SECONDS)
+            if problem is None:
                 answered, told = time.monotonic(), False
                 continue
-            except httpx.HTTPError:
-                silent = time.monotonic() - answered
+            silent = time.monotonic() - answered
             if silent > LOST_SECONDS and not leaving.is_set():
-                _say(f"the Prefect server {url} is lost; the same command goes on where this one stopped")
+                _say(f"{which} is lost; the same command goes on where this one stopped")
                 os._exit(ENDED)
             if silent > _TOLD_SECONDS and not told:
                 told = True
-                _say(f"the Prefect server {url} does not answer; waiting for it {LOST_SECONDS:.0f} s at most")
+                _say(f"{which} does not answer; waiting for it {LOST_SECONDS:.0f} s at most ({problem})")
 
 
 def _say(sentence: str) -> None:

@@ -23,6 +23,7 @@ from flows import running
 from flows.errors import StartError
 from flows.server import checked_auth, read_auth_file, real_server, send_what_waits
 from flows.server_process import ServerProcess
+from tasks.prefect_api import shown
 
 PORT = 4200
 DATABASE_VARIABLE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
@@ -276,7 +277,7 @@ def _hidden(words: str, url: str) -> str:
 def lasting() -> Iterator[tuple[str, str]]:
     """A server for a service that goes on: the one that is set, or that runs here, or one of its own with its UI.
 
-    Its API's address, and what it is in a few words.
+    Its API's address as it may be shown, and what it is in a few words.
 
     Raises:
         StartError: it does not answer, or cannot start.
@@ -285,7 +286,7 @@ def lasting() -> Iterator[tuple[str, str]]:
 
     with real_server() as real:
         if real is not None:
-            yield real.url, real.why
+            yield shown(real.url), real.why
             return
     asked = options()
     try:

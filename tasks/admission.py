@@ -1,7 +1,6 @@
 """A slot of a global concurrency limit on a real Prefect server, held by a lease that is renewed.
 
-Prefect's own client waits 2 s and more whenever the server answers 503, busy with a write of its own, which an SQLite
-server does at about every second fit, and it does so whatever its number of retries. Here the server is asked again at once.
+An SQLite server answers about every second fit with 503, busy with a write of its own. Here it is asked again at once.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from httpx import codes
 
 from tasks import activity
 from tasks.faults import stop_if_interrupted
+from tasks.prefect_api import send, shown
 
 LEASE_SECONDS = 60.0
 _TRIES = 3
@@ -79,21 +79,16 @@ def _acquired(limit: str) -> UUID | None:
         except Exception as error:  # noqa: BLE001 - any trouble of the server's
             problem = error
         troubles += 1
-        log.warning("the Prefect server did not give a slot of the limit %r: %s", limit, problem)
+        log.warning("the Prefect server did not give a slot of the limit %r: %s", limit, shown(str(problem)))
         _pause(_POLL_SECONDS)
     return None
 
 
 def _post(path: str, body: dict[str, Any]) -> httpx.Response:
-    """One request with Prefect's address, credentials and token, without its retries."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        inner: Any = client._client  # its own way to send is what sleeps
-        request = inner.build_request("POST", f"/v2/concurrency_limits/{path}", json=body)
-        if inner.enable_csrf_support:
-            inner._add_csrf_headers(request=request)
-        return httpx.Client.send(inner, request)
+        return send(client._client, "POST", f"/v2/concurrency_limits/{path}", body)
 
 
 def _pause(seconds: float) -> None:
@@ -108,7 +103,7 @@ def _renew(lease: UUID, limit: str, ended: threading.Event) -> None:
         try:
             _post(f"leases/{lease}/renew", {"lease_duration": LEASE_SECONDS}).raise_for_status()
         except Exception as error:  # noqa: BLE001 - it is tried again before the lease runs out
-            log.warning("the slot of %r could not be renewed: %s", limit, error)
+            log.warning("the slot of %r could not be renewed: %s", limit, shown(str(error)))
 
 
 def _release(lease: UUID, limit: str) -> None:
@@ -123,4 +118,4 @@ def _release(lease: UUID, limit: str) -> None:
         except Exception as error:  # noqa: BLE001 - the lease runs out by itself
             problem = error
             break
-    log.warning("the slot of %r could not be given back, its lease will run out: %s", limit, problem)
+    log.warning("the slot of %r could not be given back, its lease will run out: %s", limit, shown(str(problem)))

@@ -25,7 +25,7 @@ with server_watch.watched(sys.argv[1]):
 
 class Answers(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(503)  # it is there
+        self.send_response(401)  # it is there
         self.end_headers()
 
     def log_message(self, *_: object) -> None:

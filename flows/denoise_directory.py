@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from prefect import flow, get_run_logger, task
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment
 from prefect.states import Cancelled, Completed, Failed
@@ -38,6 +37,7 @@ from flows.signals import ending_gently
 from style_core.errors import StyleError
 from tasks import failures, ledger, table
 from tasks import scan as scanning
+from tasks.admission import offer
 from tasks.chunk import MOST_SEEN_IMAGES, into_chunks, process_chunk
 from tasks.faults import Interrupted, interrupt, sentence
 from tasks.logs import logging_to
@@ -359,9 +359,8 @@ def _resolve(config: RunConfig, output: Path, engine: Engine) -> Settings:
         elsewhere=engine.elsewhere,
     )
     if settings.has_limits:
-        with get_client(sync_client=True) as client:
-            for one in settings.devices:
-                client.upsert_global_concurrency_limit_by_name(limit_name(one.name), slots)
+        for one in settings.devices:
+            offer(limit_name(one.name), slots)
     settings.run_folder.mkdir(parents=True)
     weights = config.vgg_weights if settings.style is None or settings.style.weights is None else settings.style.weights
     absolute = config.model_copy(

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +26,22 @@ _POLL_SECONDS = 1.0
 _BUSY_SECONDS, _BUSY_TRIES = 0.1, 100
 
 log = logging.getLogger("tasks")
+
+
+def offer(limit: str, slots: int) -> None:
+    """Have the server keep a limit of so many slots.
+
+    One that is in use is not lowered: it may be that of a run with more slots. This run's own lock files hold it to its.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        with suppress(ObjectNotFound):
+            known = client.read_global_concurrency_limit_by_name(limit)
+            if known.active_slots > 0 and known.limit > slots:
+                return
+        client.upsert_global_concurrency_limit_by_name(limit, slots)
 
 
 @contextmanager

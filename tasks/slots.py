@@ -2,13 +2,15 @@
 
 Two guards, each for what the other cannot do. A lock file a slot says which device a fit has, and guards it on this machine,
 with or without a server; the kernel drops it when its holder dies, however it dies. A global concurrency limit a device, on
-a real Prefect server, is seen in its UI, and holds where the lock files do not: in containers that share a GPU.
+a real Prefect server, is seen in its UI. That of a GPU goes by the card, and so holds where the lock files do not: between
+containers that share one, each with files and a host name of its own. That of a CPU goes by the host name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import tempfile
 import threading
@@ -27,14 +29,21 @@ from tasks.admission import admitted
 from tasks.faults import stop_if_interrupted
 from tasks.settings import Settings
 
+_GPU = "gpu-"
+_NOT_IN_NAMES = re.compile(r"[/%&<>]")  # of what Prefect keeps
 _POLL_SECONDS = 0.05
 _TURN_SECONDS = 10.0
 """So long a process keeps a slot, and its place in the server's limit, from one fit to the next; then others have a chance."""
 
 
 def limit_name(device: str) -> str:
-    """The name of a device's global concurrency limit, as the UI lists it."""
-    return f"denoise {socket.gethostname()} {device}"
+    """The name of a device's global concurrency limit, as the UI lists it: a GPU's is the same by whatever number it goes."""
+    if device == "cpu":
+        return f"denoise {socket.gethostname()} cpu"
+    import torch
+
+    card = _NOT_IN_NAMES.sub("-", torch.cuda.get_device_properties(device).name)
+    return f"denoise {card} {identity(device).removeprefix(_GPU)[:8]}"
 
 
 def lock_folder() -> Path:
@@ -186,7 +195,7 @@ def identity(device: str) -> str:
         return device
     import torch
 
-    return f"gpu-{torch.cuda.get_device_properties(device).uuid}"
+    return f"{_GPU}{torch.cuda.get_device_properties(device).uuid}"
 
 
 def free_slots(device: Device, slots: int) -> int:

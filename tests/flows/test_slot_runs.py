@@ -7,9 +7,11 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from prefect.settings import temporary_settings
 
 import flows.engine
 import tasks.slots
@@ -22,6 +24,7 @@ from flows.cli import main
 from flows.config import build
 from flows.denoise_directory import share
 from tasks import table
+from tasks.admission import admitted, offer
 from tests.flows.services import RealServer, write_images
 from tests.flows.slot_runs import killed_while_holding, overlapping, side_by_side
 
@@ -30,6 +33,26 @@ def test_the_limit_alone_keeps_two_runs_apart(denoise_server: RealServer, tmp_pa
     found = side_by_side(tmp_path, denoise_server.url, photo, 1)
     assert len(found) == 8
     assert overlapping(found) == 0
+
+
+def test_a_limit_in_use_is_raised_but_not_lowered(denoise_server: RealServer) -> None:
+    name = "denoise somewhere cuda"
+
+    def limit() -> int:
+        return int(httpx.get(f"{denoise_server.url}/v2/concurrency_limits/{name}").json()["limit"])
+
+    with temporary_settings({"api.url": denoise_server.url}):
+        try:
+            offer(name, 3)
+            with admitted(name):
+                offer(name, 1)
+                assert limit() == 3
+                offer(name, 4)
+                assert limit() == 4
+            offer(name, 1)
+            assert limit() == 1
+        finally:
+            httpx.delete(f"{denoise_server.url}/v2/concurrency_limits/{name}")  # other tests count them
 
 
 @pytest.mark.slow

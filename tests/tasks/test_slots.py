@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -281,6 +283,33 @@ def test_each_fit_has_a_device_of_its_own(settings: Settings, monkeypatch: pytes
     assert all(held.count(name) <= 2 for held in seen for name in held)
     assert len(seen) == 18
     assert seen[2] == ("cuda:0", "cuda:1", "cuda:2"), "a second fit shares a device only where none is free"
+
+
+def test_a_limit_belongs_to_what_the_lock_belongs_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two jobs that both see a `cuda:0` have two cards and two limits; one card under two numbers has one."""
+    cards = {
+        "cuda:0": ("NVIDIA H200", "5f3c1a2b-0000-1111-2222-333333333333"),
+        "cuda:1": ("NVIDIA H200", "0badcafe-0000-1111-2222-333333333333"),
+        "cuda:2": ("Quadro RTX 6000/8000", "12345678-0000-1111-2222-333333333333"),
+    }
+
+    def seen_by(job: dict[str, str]) -> None:
+        def properties(name: str) -> SimpleNamespace:
+            model, uuid = cards[job[name]]
+            return SimpleNamespace(name=model, uuid=uuid)
+
+        monkeypatch.setattr("torch.cuda.get_device_properties", properties)
+
+    seen_by({"cuda:0": "cuda:0", "cuda:1": "cuda:1", "cuda:2": "cuda:2"})
+    first, second = limit_name("cuda:0"), limit_name("cuda:1")
+    assert first == "denoise NVIDIA H200 5f3c1a2b"
+    assert second == "denoise NVIDIA H200 0badcafe"
+    assert limit_name("cuda:2") == "denoise Quadro RTX 6000-8000 12345678", "a name that Prefect takes"
+    seen_by({"cuda:0": "cuda:1"})
+    assert limit_name("cuda:0") == second
+    monkeypatch.setattr(socket, "gethostname", lambda: "here")
+    assert limit_name("cuda:0") == second, "in a container with a host name of its own, too"
+    assert limit_name("cpu") == "denoise here cpu"
 
 
 def test_devices_that_are_unlike_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -503,7 +503,6 @@ def _report(options: dict[str, Any]) -> int:
 
 def _server(options: dict[str, Any]) -> int:
     from flows import service
-    from flows.errors import StartError
     from tasks.faults import Interrupted, interrupt
 
     asked = service.options(**options)
@@ -512,7 +511,7 @@ def _server(options: dict[str, Any]) -> int:
             print(service.told(process, asked), flush=True)
             while not interrupt.wait(0.5):
                 if process.gave_up.is_set():
-                    raise StartError(f"the Prefect server ended again and again; {asked.folder / service.LOG} says why")
+                    raise service.given_up(asked)
     except Interrupted:
         pass  # while it was starting
     finally:

@@ -1,4 +1,4 @@
-"""The process of the embedded Prefect server: serves on a socket it inherits until its standard input closes."""
+"""The process of a Prefect server of ours: serves on a socket it inherits until its standard input closes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 import socket
 import sys
 import threading
+from typing import Any
 
 
 def main() -> None:
     """Serve the Prefect API on the inherited listening socket whose descriptor is the first argument."""
     import uvicorn
-    from prefect.server.api.server import create_app
 
     listening = socket.socket(fileno=int(sys.argv[1]))
-    server = uvicorn.Server(uvicorn.Config(create_app(), log_level="error", lifespan="on", timeout_graceful_shutdown=3))
+    server = uvicorn.Server(uvicorn.Config(_app(), log_level="error", lifespan="on", timeout_graceful_shutdown=3))
 
     def end_with_parent() -> None:
         while os.read(0, 1024):
@@ -26,6 +26,24 @@ def main() -> None:
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     server.run(sockets=[listening])
+
+
+def _app() -> Any:
+    """Prefect's application; before the one of ``denoise server`` starts, the counts of its slots are set right."""
+    from prefect.server.api.server import create_app
+
+    from flows import lease_counts
+
+    app = create_app()
+    if "PREFECT__SERVER_EPHEMERAL" in os.environ:  # embedded in a run: it has no limits
+        return app
+
+    async def set_right_first(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lease_counts.set_right()
+        await app(scope, receive, send)
+
+    return set_right_first
 
 
 if __name__ == "__main__":

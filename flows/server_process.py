@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import socket
@@ -22,6 +23,8 @@ from tasks.faults import stop_if_interrupted
 START_SECONDS = 300.0  # on a machine that is busy; one that ends at once is noticed at once
 _MOST_RESTARTS = 5
 _RECOVERED_SECONDS = 300.0
+_LOOK_SECONDS = 0.5
+_LOG_BYTES = 10_000_000
 
 log = logging.getLogger("tasks")
 
@@ -30,7 +33,8 @@ class ServerProcess:
     """The server's process; one that dies is replaced, since Prefect's calls would wait for it for minutes.
 
     It serves on ``host`` and ``port`` (0: any that is free) with ``environment`` as its settings, and what it says goes to
-    the end of the file ``said``, or of a temporary one.
+    the end of the file ``said``, or of a temporary one. Once that is longer than 10 MB, its last 10 MB move to a file beside it,
+    with ``.1`` after its name: a busy database makes a server say megabytes in minutes.
 
     Raises:
         OSError: the address is not to be had.
@@ -41,7 +45,12 @@ class ServerProcess:
     ) -> None:
         self.host, self.port = host, port
         self._environment = environment
+        self._said_path = said
         self._said = tempfile.TemporaryFile() if said is None else said.open("a+b")  # noqa: SIM115 - closed by end()
+        fcntl.fcntl(
+            self._said, fcntl.F_SETFL, os.O_APPEND
+        )  # the child's too: where to write is the file's end, wherever that is
+        self._shorten()
         self._from = self._said.seek(0, os.SEEK_END)
         self.gave_up = threading.Event()
         try:
@@ -86,6 +95,7 @@ class ServerProcess:
         with httpx.Client(timeout=5.0, trust_env=False) as client:
             while time.monotonic() < deadline:
                 stop_if_interrupted()
+                self._shorten()
                 if self.child.poll() is not None:
                     problem = f"it ended with exit status {self.child.returncode}"
                     break
@@ -109,7 +119,8 @@ class ServerProcess:
         def watch(leaving: threading.Event) -> None:
             restarts = 0
             last = time.monotonic()
-            while not leaving.wait(0.5):
+            while not leaving.wait(_LOOK_SECONDS):
+                self._shorten()
                 if self.child.poll() is None:
                     continue
                 restarts = 1 if time.monotonic() - last > _RECOVERED_SECONDS else restarts + 1
@@ -131,8 +142,22 @@ class ServerProcess:
         self._said.seek(self._from)
         return " ".join(self._said.read().decode(errors="replace").strip().splitlines()[-1:])
 
+    def _shorten(self) -> None:
+        """Keep the file of what was said below its bound, and its end, also where the disk is full."""
+        length = os.fstat(self._said.fileno()).st_size
+        if length <= _LOG_BYTES:
+            return
+        if self._said_path is not None:
+            before = self._said_path.with_name(f"{self._said_path.name}.1")
+            with contextlib.suppress(OSError):
+                before.touch(mode=0o600)
+                before.write_bytes(os.pread(self._said.fileno(), _LOG_BYTES, length - _LOG_BYTES))
+        os.ftruncate(self._said.fileno(), 0)
+        self._from = 0
+
     def end(self) -> None:
         """Ask it to end, and see that it does."""
+        self.child.terminate()  # while it starts it does not look at its standard input
         if self.child.stdin is not None:
             self.child.stdin.close()
         try:

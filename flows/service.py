@@ -7,11 +7,13 @@ import errno
 import ipaddress
 import os
 import re
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +25,20 @@ from flows import running
 from flows.errors import StartError
 from flows.server import checked_auth, read_auth_file, real_server, send_what_waits
 from flows.server_process import ServerProcess
+from tasks.background import beside
 from tasks.prefect_api import shown
 
 PORT = 4200
 DATABASE_VARIABLE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 AUTH_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
 LOG = "server.log"
-_LOG_BYTES = 10_000_000
 _CONNECT_SECONDS = 10.0
 _LET_GO_SECONDS = 20.0
+_LOOK_SECONDS = 0.5
+
+_LOCK = int.from_bytes(b"denoise", "big")
+_ASK_WHETHER_ALIVE = "SET tcp_keepalives_idle = 60; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
+"""Else PostgreSQL would take a machine that was lost for alive, and its lock for held, for hours."""
 
 _SETTINGS = {
     # Leases in memory are lost with a restart, and the slots they stand for would never come back.
@@ -172,9 +179,7 @@ def serving(asked: Options) -> Iterator[ServerProcess]:
     Raises:
         StartError: it cannot start as asked for.
     """
-    with _folder_held(asked.folder):
-        if asked.database is not None:
-            _check_database(asked.database)
+    with _folder_held(asked.folder), _database_held(asked.database) if asked.database else nullcontext():
         process = _bound(asked)
         try:
             try:
@@ -190,8 +195,6 @@ def serving(asked: Options) -> Iterator[ServerProcess]:
 def _bound(asked: Options) -> ServerProcess:
     """The server's process on the port that was asked for; one that a killed server is about to let go of is waited for."""
     said = asked.folder / LOG
-    if said.exists() and said.stat().st_size > _LOG_BYTES:
-        said.replace(said.with_suffix(".log.1"))
     said.touch(mode=0o600)
     ends = _last_address(asked.folder)
     deadline = time.monotonic() + (_LET_GO_SECONDS if ends == f"{asked.host}:{asked.port}" else 0.0)
@@ -241,21 +244,37 @@ def _folder_held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_database(url: str) -> None:
-    """Connect once: what is wrong with a database is said in a sentence, without its password."""
+@contextmanager
+def _database_held(url: str) -> Iterator[None]:
+    """The database, which can be used, and which no other ``denoise server`` on any machine uses.
+
+    PostgreSQL lets go of the lock when its connection ends. What is wrong with a database is said in a sentence, without its
+    password.
+    """
     import asyncio
 
     import asyncpg
 
-    async def connect() -> None:
+    async def connect() -> tuple[Any, bool]:
         connection = await asyncpg.connect(url.replace("+asyncpg", "", 1), timeout=_CONNECT_SECONDS)
-        await connection.close()
+        await connection.execute(_ASK_WHETHER_ALIVE)
+        return connection, await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK)
 
-    try:
-        asyncio.run(connect())
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TimeoutError) as error:
-        said = " ".join(str(error).split()) or f"no answer within {_CONNECT_SECONDS:.0f} s"
-        raise StartError(f"--database: {without_password(url)} cannot be used: {_hidden(said, url)}") from None
+    with asyncio.Runner() as runner:
+        try:
+            connection, alone = runner.run(connect())
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TimeoutError) as error:
+            said = " ".join(str(error).split()) or f"no answer within {_CONNECT_SECONDS:.0f} s"
+            raise StartError(f"--database: {without_password(url)} cannot be used: {_hidden(said, url)}") from None
+        try:
+            if not alone:
+                raise StartError(
+                    f"--database: another `denoise server` uses {without_password(url)}; end it, or have runs report to it by "
+                    "PREFECT_API_URL"
+                )
+            yield
+        finally:
+            connection.terminate()
 
 
 def _without_secrets(words: str, asked: Options) -> str:
@@ -297,11 +316,34 @@ def lasting() -> Iterator[tuple[str, str]]:
         settings: dict[Any, Any] = {PREFECT_API_URL: process.url}
         if asked.auth is not None:
             settings[PREFECT_API_AUTH_STRING] = asked.auth
-        with temporary_settings(settings):
+        with temporary_settings(settings), _ending_with(process, asked):
             try:
                 yield process.url, f"started for this service, data in {asked.folder}"
             finally:
                 send_what_waits()
+
+
+@contextmanager
+def _ending_with(process: ServerProcess, asked: Options) -> Iterator[None]:
+    """While inside, a server that is given up ends the service: as a signal does, and then with a sentence."""
+
+    def watch(leaving: threading.Event) -> None:
+        while not leaving.wait(_LOOK_SECONDS):
+            if process.gave_up.is_set() and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    try:
+        with beside(watch, "server-given-up"):
+            yield
+    finally:
+        if process.gave_up.is_set():
+            raise given_up(asked)
+
+
+def given_up(asked: Options) -> StartError:
+    """What is said of a server that ended again and again."""
+    return StartError(f"the Prefect server ended again and again; {asked.folder / LOG} says why")
 
 
 def told(process: ServerProcess, asked: Options) -> str:

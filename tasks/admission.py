@@ -20,6 +20,8 @@ from tasks import activity
 from tasks.faults import stop_if_interrupted
 from tasks.prefect_api import send, shown
 
+OURS = "denoise "
+"""So the names of our limits begin."""
 LEASE_SECONDS = 60.0
 _TRIES = 3
 _POLL_SECONDS = 1.0

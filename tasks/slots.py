@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from denoise_core.device import Device
 from tasks import activity
-from tasks.admission import admitted
+from tasks.admission import OURS, admitted
 from tasks.faults import stop_if_interrupted
 from tasks.settings import Settings
 
@@ -39,11 +39,11 @@ _TURN_SECONDS = 10.0
 def limit_name(device: str) -> str:
     """The name of a device's global concurrency limit, as the UI lists it: a GPU's is the same by whatever number it goes."""
     if device == "cpu":
-        return f"denoise {socket.gethostname()} cpu"
+        return f"{OURS}{socket.gethostname()} cpu"
     import torch
 
     card = _NOT_IN_NAMES.sub("-", torch.cuda.get_device_properties(device).name)
-    return f"denoise {card} {identity(device).removeprefix(_GPU)[:8]}"
+    return f"{OURS}{card} {identity(device).removeprefix(_GPU)[:8]}"
 
 
 def lock_folder() -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -10,16 +12,20 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import numpy as np
 import psutil
 import pytest
+from sqlalchemy import select
 
-from flows import running, service
+from flows import lease_counts, running, service
 from flows.errors import StartError
+from tests.flows import services
 from tests.flows.services import PATIENCE, RealServer, denoise, server, write_images
 
 SECRET = "keeper:pass%word-7f3a9"
@@ -78,6 +84,26 @@ def test_a_second_one_is_refused(denoise_server: RealServer, tmp_path: Path) -> 
         assert words in refused.stderr
         assert refused.stderr.count("\n") == 1
     assert httpx.get(f"{url}/health").status_code == 200
+
+
+@pytest.mark.slow
+def test_a_service_whose_own_server_is_given_up_says_so_and_ends(
+    state: Path, tmp_path: Path, photo: np.ndarray
+) -> None:
+    images = write_images(tmp_path / "in", photo)
+    command = ["serve", images, tmp_path / "out", "--method", "none", "--every", "6h"]
+    with services.service(tmp_path / "said", *command) as serving:
+        serving.wait_for("Ctrl-C ends it")
+        deadline = time.monotonic() + PATIENCE
+        while "the Prefect server ended again and again" not in serving.said.read_text():
+            with contextlib.suppress(psutil.Error):
+                for child in psutil.Process(serving.process.pid).children():
+                    if "flows.embedded_server" in child.cmdline():
+                        child.kill()
+            assert time.monotonic() < deadline, serving.said.read_text()
+            time.sleep(0.1)
+        assert serving.process.wait(PATIENCE) == 2
+    assert serving.said.read_text().endswith(f"{state / 'server' / service.LOG} says why\n")
 
 
 @pytest.mark.slow
@@ -279,6 +305,92 @@ def test_a_run_on_postgresql(postgres: tuple[str, int, Path], tmp_path: Path, ph
         (run,) = httpx.post(f"{api}/flow_runs/filter", json={}).json()
         assert run["state"]["message"].startswith("2 images done in ")
     assert_nowhere(everything, password)
+
+
+def take_a_slot(api: str, limit: str) -> None:
+    """A slot of a new limit of one, by a lease, as a run takes it."""
+    httpx.post(f"{api}/v2/concurrency_limits/", json={"name": limit, "limit": 1}).raise_for_status()
+    asked = {"names": [limit], "slots": 1, "lease_duration": 60}
+    httpx.post(f"{api}/v2/concurrency_limits/increment-with-lease", json=asked).raise_for_status()
+    assert taken(api, limit) == 1
+
+
+def taken(api: str, limit: str) -> int:
+    return int(httpx.get(f"{api}/v2/concurrency_limits/{limit}").json()["active_slots"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("state")
+def test_a_slot_without_its_lease_is_free_when_the_server_starts(
+    postgres: tuple[str, int, Path], tmp_path: Path
+) -> None:
+    """Its file lies in another folder, or was deleted; a lease that is there is kept."""
+    password, port, _ = postgres
+    database = ["--database", f"postgresql://keeper:{password}@127.0.0.1:{port}/postgres"]
+    with server(tmp_path / "one", *database) as (api, _):
+        take_a_slot(api, "denoise here cpu")
+    with server(tmp_path / "one", *database) as (api, _):
+        assert taken(api, "denoise here cpu") == 1
+    with server(tmp_path / "other", *database) as (api, _):
+        assert taken(api, "denoise here cpu") == 0
+    with server(tmp_path / "sqlite") as (api, _):
+        take_a_slot(api, "denoise here cpu")
+    shutil.rmtree(tmp_path / "sqlite" / "concurrency_leases")
+    with server(tmp_path / "sqlite") as (api, _):
+        assert taken(api, "denoise here cpu") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("state")
+def test_a_database_serves_one_server_at_a_time(postgres: tuple[str, int, Path], tmp_path: Path) -> None:
+    password, port, _ = postgres
+    database = ["--database", f"postgresql://keeper:{password}@127.0.0.1:{port}/postgres"]
+    with server(tmp_path / "one", *database) as (_, process):
+        refused = denoise("server", "--folder", tmp_path / "other", "--port", 0, *database)
+        assert refused.returncode == 2
+        assert "--database: another `denoise server` uses postgresql+asyncpg://keeper:***@127.0.0.1" in refused.stderr
+        assert refused.stderr.count("\n") == 1
+        process.process.kill()
+        process.process.wait()
+    with server(tmp_path / "other", *database):
+        pass
+
+
+def test_counts_of_slots_are_set_right_by_their_leases(tmp_path: Path) -> None:
+    from prefect.server.concurrency.lease_storage import ConcurrencyLimitLeaseMetadata, get_concurrency_lease_storage
+    from prefect.server.database import provide_database_interface
+    from prefect.settings import temporary_settings
+
+    counted = {"denoise a cpu": 2, "denoise b cpu": 1, "denoise c cpu": 0, "somebody's": 1}
+    leases = {"denoise a cpu": 60, "denoise c cpu": -1}  # s until they expire: what has expired is given back later
+
+    async def right() -> dict[str, float]:
+        database = provide_database_interface()
+        await database.create_db()
+        limits = database.ConcurrencyLimitV2
+        async with database.session_context(begin_transaction=True) as session:
+            made = {name: limits(name=name, limit=4, active_slots=slots) for name, slots in counted.items()}
+            session.add_all(made.values())
+            await session.flush()
+            known = {name: limit.id for name, limit in made.items()}
+        for name, seconds in leases.items():
+            await get_concurrency_lease_storage().create_lease(
+                [known[name]], timedelta(seconds=seconds), ConcurrencyLimitLeaseMetadata(slots=1)
+            )
+        await lease_counts.set_right()
+        async with database.session_context() as session:
+            found = {limit.name: limit.active_slots for limit in (await session.execute(select(limits))).scalars()}
+        await (await database.engine()).dispose()
+        return found
+
+    own = {
+        "home": str(tmp_path),
+        "server.database.connection_url": f"sqlite+aiosqlite:///{tmp_path}/prefect.db",
+        "server.concurrency.lease_storage": "prefect.server.concurrency.lease_storage.filesystem",
+    }
+    with temporary_settings(own):  # type: ignore[arg-type]
+        found = asyncio.run(right())
+    assert found == {"denoise a cpu": 1, "denoise b cpu": 0, "denoise c cpu": 1, "somebody's": 1}
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ from tasks.report import PAGE, RESULTS, report
 from tasks.scan import Scan
 from tasks.settings import Settings, Style
 from tasks.slots import limit_name
-from tasks.steps import ONCE
+from tasks.steps import ONCE, take
 from tasks.stylize import targets_of
 from tasks.table import DONE, FAILED, SKIPPED
 from tasks.work import Source
@@ -133,7 +133,7 @@ def _run(config: RunConfig, settings: Settings, engine: Engine, started: float, 
     names = ", ".join(device.name for device in settings.devices)
     logger.info("%s on %s (%s)", settings.method, names, settings.device.reason)
     try:
-        found = scan(settings, redo=redo)
+        found = take(scan, settings, redo=redo)
     except Interrupted:
         return Cancelled(message="stopped by the user before anything was done")
     if found.images == 0:

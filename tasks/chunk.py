@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import threading
@@ -26,7 +27,7 @@ from tasks.ledger import CHANGED_AT, Part
 from tasks.load import load
 from tasks.save import save, save_noisy
 from tasks.settings import Settings
-from tasks.steps import CHUNK
+from tasks.steps import CHUNK, take
 from tasks.stylize import stylize
 from tasks.table import DONE, Row, fill, now, text
 from tasks.work import Source, Work
@@ -143,7 +144,7 @@ def _process(work: Work, settings: Settings, *, seen: bool) -> None:
 def _steps(work: Work, settings: Settings, *, seen: bool) -> None:
     def step(function: Any, *arguments: Any) -> None:
         if not work.failed:
-            run: Callable[..., None] = function if seen else function.fn
+            run = functools.partial(take, function) if seen else function.fn
             run(work, *arguments)
 
     if in_blocks(work.source, settings):

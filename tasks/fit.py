@@ -21,7 +21,7 @@ from tasks.faults import stop_if_interrupted
 from tasks.load import load
 from tasks.settings import Settings
 from tasks.slots import hold_slot
-from tasks.steps import CHUNK
+from tasks.steps import CHUNK, ending_cancelled
 from tasks.stylize import paint
 from tasks.table import text
 from tasks.work import Source, Work
@@ -61,6 +61,7 @@ def model_path(output: Path, config_digest: str, channels: int) -> Path:
 
 
 @task(name="fit", **{**CHUNK, "task_run_name": "fit {images} images of {channels} channel(s)"})
+@ending_cancelled
 def fit_directory(
     chosen: Sequence[Source], settings: Settings, *, channels: int, images: int
 ) -> tuple[Path, str] | None:

@@ -15,12 +15,15 @@ _NAMES = ("tasks", "denoise_core", "prefect.flow_runs", "prefect.task_runs", "di
 
 
 class Unusual(logging.Filter):
-    """Leaves out what Prefect says at the end of every task run that went well: one or more lines an image."""
+    """Leaves out what Prefect says at the end of every task run that went well, or that the user stopped.
+
+    It is one or more lines an image, and a stop would be an error.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is worth a line."""
-        routine = record.name == "prefect.task_runs" and record.levelno == logging.INFO
-        return not (routine and record.getMessage().startswith("Finished in state Completed"))
+        routine = ("Finished in state Completed", "Finished in state Cancelled")
+        return not (record.name == "prefect.task_runs" and record.getMessage().startswith(routine))
 
 
 class _Log(logging.FileHandler):

@@ -179,6 +179,40 @@ def test_on_a_real_server(images: Path, tmp_path: Path, real_server: str) -> Non
         assert any("6 images: 6 to do" in log["message"] for log in logs)
 
 
+def test_a_run_that_is_stopped_is_no_error_in_the_ui(photo: np.ndarray, tmp_path: Path, real_server: str) -> None:
+    """No task run is red, and no line of the log is an error: neither of the step in work nor of its chunk."""
+    import httpx
+
+    (tmp_path / "images").mkdir()
+    for n in range(3):
+        Image.fromarray(photo[n * 128 : n * 128 + 128, 200:328]).save(tmp_path / "images" / f"{n}.png")
+    options = ("--preset", "paper", "--slots", 1)
+    process = start(tmp_path / "images", tmp_path / "out", *options, PREFECT_API_URL=real_server)
+
+    def states() -> dict[str, str]:
+        found = httpx.post(f"{real_server}/task_runs/filter", json={"limit": 200}).json()
+        return {run["name"]: run["state"]["type"] for run in found if run["state"]}
+
+    def wait_for(name: str, expected: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while (now := states()).get(name) != expected:
+            assert time.monotonic() < deadline, now
+            time.sleep(0.2)
+
+    wait_for("denoise 0.png (chunk 1)", "RUNNING")
+    process.send_signal(signal.SIGINT)
+    status, _, err = finish(process)
+    assert status == 130, err
+    wait_for("denoise 0.png (chunk 1)", "CANCELLED")
+    wait_for("chunk 1 of 3", "CANCELLED")
+    assert set(states().values()) <= {"COMPLETED", "CANCELLED"}
+    (flow_run,) = httpx.post(f"{real_server}/flow_runs/filter", json={}).json()
+    assert flow_run["state"]["type"] == "CANCELLED"
+    lines = httpx.post(f"{real_server}/logs/filter", json={"limit": 200}).json()
+    assert lines
+    assert [line["message"] for line in lines if line["level"] >= 40] == []
+
+
 def test_a_server_that_does_not_answer(images: Path, tmp_path: Path) -> None:
     status, said, err = finish(start(images, tmp_path / "out", PREFECT_API_URL="http://127.0.0.1:9/api"))
     assert status == 2

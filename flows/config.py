@@ -113,9 +113,11 @@ class OnExisting(StrEnum):
 
 
 def for_the_form(schema: dict[str, Any]) -> None:
-    """Say in a JSON schema what Prefect's form shows of no field by itself: a readable title, and the bounds."""
+    """Say in a JSON schema what Prefect's form shows of no field by itself: a readable title, the bounds, what a path is."""
     for name, field in schema["properties"].items():
         field["title"] = name.replace("_", " ").capitalize().replace("Vgg", "VGG").replace("sha256", "SHA-256")
+        if field.get("items", field).get("pattern", "").startswith("^/"):
+            field["description"] += " An absolute path: a run of a deployment has no folder of its own."
         bounds = {key: value for kind in field.get("anyOf", [field]) for key, value in kind.items() if key in _BOUNDS}
         said = [f"{words} {bounds[key]:,.12g}" for key, words in _BOUNDS.items() if bounds.get(key, math.inf) < 2**53]
         if said:
@@ -130,13 +132,37 @@ _BOUNDS = {
 }
 
 
+_ABSOLUTE: dict[str, Any] = {"pattern": "^/"}
+
+
+def _absolute_items(field: dict[str, Any]) -> None:
+    field["items"] |= _ABSOLUTE
+
+
+def _noise_pattern(field: dict[str, Any]) -> None:
+    """How noise is written, roughly, for the server to refuse what is no noise at once; the bounds are left to the run."""
+    from denoise_core.noise import KINDS
+
+    level = "[0-9.eE+ -]+"
+    kinds = (
+        f"{name}:{'/'.join([level] * len(kind.parameters))}" if kind.parameters else name
+        for name, kind in KINDS.items()
+    )
+    field["pattern"] = f"^({'|'.join(kinds)})$"
+
+
 class RunConfig(BaseModel):
     """What to denoise, and how: the options of the command denoise run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=for_the_form)
 
-    input: Path = Field(description="A directory of images, or one image. It is never written to.")
-    output: Path = Field(description="The directory that gets images/, results.parquet, report.html and runs/.")
+    input: Path = Field(
+        json_schema_extra=_ABSOLUTE, description="A directory of images, or one image. It is never written to."
+    )
+    output: Path = Field(
+        json_schema_extra=_ABSOLUTE,
+        description="The directory that gets images/, results.parquet, report.html and runs/.",
+    )
     method: MethodChoice = Field(
         default=MethodChoice.AUTO,
         description="zs-fit: a non-local estimate, corrected by a small network that is fitted to the noisy images; nl-bayes: "
@@ -157,11 +183,13 @@ class RunConfig(BaseModel):
     )
     model: Path | None = Field(
         default=None,
+        json_schema_extra=_ABSOLUTE,
         description="A network that zs-fit kept earlier (a .safetensors file, or a folder of them) to apply, instead of "
         "fitting.",
     )
     noise: str = Field(
         default="none",
+        json_schema_extra=_noise_pattern,
         description="The input is clean: add this noise first and score against the input. gauss:25 is σ = 25 on the "
         "0-255 scale, brown:25 the same, correlated in space; poisson:30 is a peak of 30 photons, poisson-gauss:30/5 that and "
         "σ = 5; of a share of pixels, bernoulli:0.5 makes black, salt-pepper:0.1 black or white, impulse:0.3 a random colour, "
@@ -174,6 +202,7 @@ class RunConfig(BaseModel):
     )
     style: tuple[Path, ...] = Field(
         default=(),
+        json_schema_extra=_absolute_items,
         description="Paint every image in the manner of this one first (Gatys' neural style transfer); given several times, "
         "their styles are blended. What was painted is kept in OUTPUT/stylized, and scores refer to it.",
     )
@@ -225,6 +254,7 @@ class RunConfig(BaseModel):
     keep_colours: bool = Field(default=False, description="Paint brightness only: the colours stay those of the image.")
     vgg_weights: str | None = Field(
         default=None,
+        json_schema_extra={"pattern": f"^/|^{DOWNLOAD}$"},
         description="The trained VGG-19 that --style needs: a file in torchvision's key names (of which only the layers needed "
         f"are kept), or {DOWNLOAD}: torchvision's own, 548 MB, may be fetched, once.",
     )
@@ -234,7 +264,9 @@ class RunConfig(BaseModel):
         description="SHA-256 that the file of --vgg-weights must have.",
     )
     reference: Path | None = Field(
-        default=None, description="A directory of clean images under the same relative paths, to score against."
+        default=None,
+        json_schema_extra=_ABSOLUTE,
+        description="A directory of clean images under the same relative paths, to score against.",
     )
     crop: int | None = Field(
         default=None, ge=1, description="Only the centre of each image, N x N pixels, cut out before noise is added."
@@ -418,6 +450,19 @@ class RunConfig(BaseModel):
     def saves_noisy(self) -> bool:
         """Whether the noisy images are written: asked for, or part of the chain of --style and --noise."""
         return self.noise != "none" and (self.save_noisy or bool(self.style))
+
+    @property
+    def paths(self) -> dict[str, tuple[Path, ...]]:
+        """The paths that are given, by the names that a user knows them by."""
+        weights = () if self.vgg_weights in (None, DOWNLOAD) else (Path(str(self.vgg_weights)),)
+        return {
+            "INPUT": (self.input,),
+            "OUTPUT": (self.output,),
+            "--reference": () if self.reference is None else (self.reference,),
+            "--model": () if self.model is None else (self.model,),
+            "--style": self.style,
+            "--vgg-weights": weights,
+        }
 
     @property
     def tags(self) -> tuple[str, ...]:

@@ -99,6 +99,8 @@ def denoise_directory(config: RunConfig) -> State[Any]:
 
 
 def _checked(config: RunConfig) -> State[Any]:
+    if deployment.id is not None:
+        _check_absolute(config)
     preflight.check(config)
     try:
         return run_into(config)
@@ -109,6 +111,14 @@ def _checked(config: RunConfig) -> State[Any]:
         return Cancelled(message=f"{busy}. What that run does not do, the next one does.")
     finally:
         interrupt.clear()  # it was this run's; a service runs the next flow in the same process
+
+
+def _check_absolute(config: RunConfig) -> None:
+    """Refuse relative paths: a worker runs in a folder of its own, and deletes it at the end with all that is in it."""
+    for name, paths in config.paths.items():
+        for path in paths:
+            if not path.is_absolute():
+                raise StartError(f"{name}: {path} is a relative path; a run of a deployment needs an absolute one")
 
 
 def run_into(config: RunConfig, *, page: bool = True) -> State[Any]:

@@ -509,6 +509,33 @@ def test_out_of_memory_tries_the_image_again_by_itself(
     assert fits(tmp_path / "out") == 4
 
 
+@pytest.mark.parametrize(
+    ("relative", "said"),
+    [
+        ({"input": Path("input")}, "INPUT: input is"),
+        ({"output": Path("out")}, "OUTPUT: out is"),
+        ({"reference": Path("clean")}, "--reference: clean is"),
+        ({"model": Path("~/nets")}, "--model: ~/nets is"),
+        ({"style": (Path("/a.png"), Path("b.png")), "vgg_weights": "/vgg.pth"}, "--style: b.png is"),
+        ({"style": (Path("/a.png"),), "vgg_weights": "vgg.pth"}, "--vgg-weights: vgg.pth is"),
+    ],
+)
+def test_a_run_of_a_deployment_refuses_relative_paths(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: dict[str, Any], said: str
+) -> None:
+    """A worker deletes the folder that it runs in, and what was written there."""
+    from flows.config import RunConfig
+    from flows.denoise_directory import denoise_directory
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "0")
+    config = RunConfig(**{"input": tree, "output": tmp_path / "out", **relative})
+    state = denoise_directory(config, return_state=True)
+    assert state.is_failed()
+    assert f"{said} a relative path; a run of a deployment needs an absolute one" in str(state.message)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_interrupt_before_anything_is_done(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     interrupt.set()
     try:

@@ -23,6 +23,7 @@ from prefect.states import Cancelled, Completed
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
+from denoise_core.noise import KINDS
 from flows import schedule
 from flows.config import RunConfig
 from flows.denoise_directory import denoise_directory
@@ -79,9 +80,23 @@ def test_the_form_has_a_description_for_each_option_and_choices_and_bounds() -> 
     assert fields["seed"]["minimum"] == 0
     assert fields["style"]["type"] == "array"
     assert fields["vgg_sha256"]["title"] == "VGG SHA-256"
+    good = {"input": "/in", "output": "/out"}
     for bad in ({"slots": 0}, {"method": "magic"}, {"device": "tpu"}, {"sigma": 3}, {"seed": -1}):
-        config = {"input": "in", "output": "out", **bad}
-        assert validate({"config": config}, form, raise_on_error=False), bad
+        assert validate({"config": good | bad}, form, raise_on_error=False), bad
+    for bad in (
+        {"input": ""},
+        {"output": "out"},
+        {"reference": "~/in"},
+        {"style": ["a.png"]},
+        {"vgg_weights": "v.pth"},
+    ):
+        assert validate({"config": good | bad}, form, raise_on_error=False), bad
+        assert "absolute path" in fields[next(iter(bad))]["description"]
+    for noise in ("", "gauss", "gauss:banana", "loud:3", "poisson-gauss:30"):
+        assert validate({"config": good | {"noise": noise}}, form, raise_on_error=False), noise
+    examples = [kind.example for kind in KINDS.values()] + [kind.range_example for kind in KINDS.values()]
+    for right in (*({"noise": noise} for noise in examples), {"noise": "bernoulli:1e-05"}, {"vgg_weights": "download"}):
+        assert validate({"config": good | right}, form, raise_on_error=False) == [], right
 
 
 def test_the_parameter_is_the_configuration_with_paths_that_hold_anywhere(
@@ -178,12 +193,15 @@ def ended(url: str, run: str) -> dict[str, Any]:
         time.sleep(0.2)
 
 
+def filled(url: str, name: str, **config: object) -> httpx.Response:
+    """What the server answers to these values in the form of the deployment."""
+    deployment = httpx.get(f"{url}/deployments/name/denoise-directory/{name}").json()
+    return httpx.post(f"{url}/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"config": config}})
+
+
 def from_form(url: str, name: str, **config: object) -> str:
     """A flow run of the deployment with these values in the form."""
-    deployment = httpx.get(f"{url}/deployments/name/denoise-directory/{name}").json()
-    answer = httpx.post(
-        f"{url}/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"config": config}}
-    )
+    answer = filled(url, name, **config)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 
@@ -216,9 +234,9 @@ def test_the_form_does_what_the_command_line_does_and_overlaps_are_cancelled(
         broken = ended(url, from_form(url, "form", input=str(tmp_path / "nowhere"), output=str(tmp_path / "x")))
         assert broken["type"] == "FAILED"
         assert f"INPUT: there is no {tmp_path / 'nowhere'}" in broken["message"]
-        wrong = ended(url, from_form(url, "form", input=str(images), output=str(tmp_path / "x"), noise="loud:3"))
-        assert wrong["type"] == "FAILED"
-        assert "loud" in wrong["message"]
+        wrong = filled(url, "form", input=str(images), output=str(tmp_path / "x"), noise="loud:3")
+        assert wrong.status_code == 409
+        assert "loud:3" in wrong.text
 
         with FileLock(tmp_path / "form" / "runs" / ".lock"):
             over = ended(url, from_form(url, "form", input=str(images), output=str(tmp_path / "form"), **options))
@@ -359,3 +377,13 @@ def test_prefect_yaml_deploys_for_a_worker_that_runs_it(
     prefect(*worker)
     assert ended(url, run)["message"].startswith("2 images done in ")
     assert (out / "results.parquet").is_file()
+
+    assert filled(url, "nightly", input=str(images), output="out").status_code == 409
+    # What does not know of the form, as another client may not, is told by the run: a worker deletes the folder it runs in.
+    answer = httpx.patch(f"{url}/deployments/{deployment['id']}", json={"enforce_parameter_schema": False})
+    assert answer.status_code == 204
+    run = from_form(url, "nightly", input=str(images), output="out", method="none")
+    prefect(*worker)
+    state = ended(url, run)
+    assert state["type"] == "FAILED"
+    assert "OUTPUT: out is a relative path" in state["message"]

@@ -316,6 +316,18 @@ def only_run(output: Path, folder: str = "runs") -> Iterator[None]:
         lock.release()
 
 
+def busy(output: Path) -> bool:
+    """Whether a run is writing to the output."""
+    lock = output / "runs" / ".lock"
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
 def share(device: Device, config: RunConfig) -> tuple[Device, int]:
     """The device with the threads of one fit, and how many fits share it.
 

@@ -179,7 +179,8 @@ def introduce(config: RunConfig | CompareConfig, device: str, *, images: int, le
         return
     count = f"{images} image{'s' * (images != 1)}"
     name = f"{config.title}, {count if left == images else f'{left} of {count}'}"
-    told(_rename, context.flow_run.id, name, dict.fromkeys((*tags_of(config, device), *context.flow_run.tags)))
+    kept = (tag for tag in context.flow_run.tags if not tag.startswith("host:"))  # of where it was deployed
+    told(_rename, context.flow_run.id, name, dict.fromkeys((*tags_of(config, device), *kept)))
 
 
 def _rename(flow_run: UUID, name: str, tags: Iterable[str]) -> None:

@@ -11,6 +11,8 @@ import hashlib
 import os
 import re
 import signal
+import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,15 +33,19 @@ from tasks.faults import sentence
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, StateType
     from prefect.schedules import Schedule
+
+    from flows.runs import Runs
 
 FLOW = "denoise-directory"
 LEAST_SECONDS = 60.0
 """Runs more often than this would do little but start."""
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_QUERY_SECONDS = 5.0
+_AWAY_SECONDS = 20.0
 _TOLD_SECONDS = 2.0
+_MOST_PAUSE = 600.0
+_MOST_PAUSE_FAILED = 3600.0  # such as on a full disk, which someone must see to
 _MOST_LETTERS = 300
 
 Tell = Callable[[str], None]
@@ -81,14 +87,27 @@ def when(
         return When(watch=_seconds(watch, "--watch", 1.0), timezone=zone)
     if every is not None:
         return When(every=_seconds(every, "--every", LEAST_SECONDS), timezone=zone)
-    chosen = When(cron=" ".join(str(cron).split()), timezone=zone)
+    return When(cron=_cron(str(cron), zone), timezone=zone)
+
+
+def _cron(words: str, zone: str) -> str:
+    from prefect.server.schemas.schedules import CronSchedule
+
+    cron = " ".join(words.split())
+    unreadable = StartError(
+        f'--cron: {words!r} is no cron expression: minute, hour, day, month, weekday, as in "0 2 * * *"'
+    )
+    if len(cron.split()) != 5 and not cron.startswith("@"):  # a sixth field would be seconds
+        raise unreadable
     try:
-        _schedule(chosen)
+        schedule = CronSchedule(cron=cron, timezone=zone)
     except ValueError:
-        raise StartError(
-            f'--cron: {cron!r} is no cron expression: minute, hour, day, month, weekday, as in "0 2 * * *"'
-        ) from None
-    return chosen
+        raise unreadable from None
+    try:
+        asyncio.run(schedule.get_dates(1))
+    except ValueError:
+        raise StartError(f"--cron: {words!r} is a time that never comes") from None
+    return cron
 
 
 def _seconds(words: str, option: str, least: float) -> float:
@@ -120,11 +139,9 @@ def local_zone() -> str:
 
 def _schedule(chosen: When) -> Schedule | None:
     """The schedule as Prefect keeps it; watching has none."""
-    from prefect.client.schemas.schedules import CronSchedule
     from prefect.schedules import Cron, Interval
 
     if chosen.cron is not None:
-        CronSchedule(cron=chosen.cron, timezone=chosen.timezone)  # raises for what is none
         return Cron(chosen.cron, timezone=chosen.timezone)
     if chosen.every is not None:
         midnight = datetime(2024, 1, 1, tzinfo=ZoneInfo(chosen.timezone))
@@ -174,62 +191,87 @@ def serve(config: RunConfig, chosen: When, *, name: str | None = None, tell: Tel
     try:
         with service.lasting() as (url, what):
             tell(f"Prefect server: {url.removesuffix('/api')} ({what})")
-            asyncio.run(_serve(config, chosen, name, tell))
+            asyncio.run(_serve(config, chosen, name, url.removesuffix("/api"), tell))
     finally:
         lock.release()
 
 
-async def _serve(config: RunConfig, chosen: When, name: str, tell: Tell) -> None:
+async def _serve(config: RunConfig, chosen: When, name: str, url: str, tell: Tell) -> None:
     from prefect.client.orchestration import get_client
-    from prefect.runner import Runner
     from prefect.types.entrypoint import EntrypointType
 
-    from flows.denoise_directory import denoise_directory
+    from flows.denoise_directory import busy, denoise_directory
+    from flows.runs import Runs
 
-    runner = Runner(name=name, pause_on_shutdown=False, query_seconds=_QUERY_SECONDS)
     async with get_client() as client:
+        await _refuse_another_host(client, name)
         missed = await _cancel_missed(client, name)
-        deployment = await runner.aadd_deployment(
-            await denoise_directory.ato_deployment(
-                name=name,
-                schedule=_schedule(chosen),
-                parameters=parameters(config),
-                tags=["denoise-flows", *config.tags],
-                description=f"`denoise serve`: {config.title}, {chosen}",
-                entrypoint_type=EntrypointType.MODULE_PATH,
-            )
+        served = await denoise_directory.ato_deployment(
+            name=name,
+            schedule=_schedule(chosen),
+            parameters=parameters(config),
+            tags=["denoise-flows", _host()],  # all its runs have them: none that the form could change
+            description=f"`denoise serve`: {config.title}, {chosen}",
+            entrypoint_type=EntrypointType.MODULE_PATH,
         )
+        deployment = await served.aapply()
         ending = asyncio.Event()
-        serving = asyncio.create_task(runner.start(webserver=False))
-        while not runner.started and not serving.done():
-            await asyncio.sleep(0.05)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # in place of the runner's own, once it has them
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, ending.set)
         tell(f"Deployment:     {FLOW}/{name}")
         tell(f"Runs:           {chosen}")
         tell("Ctrl-C ends it; the schedule stays.")
+        if busy(config.output):
+            tell(
+                f"a run that this service did not start is writing to {config.output}; others are cancelled until its end"
+            )
         if missed and chosen.watch is None:
             tell(f"{missed} runs were missed; one makes up for them")
             await client.create_flow_run_from_deployment(deployment)
-        beside = [asyncio.create_task(_tell_runs(client, deployment, tell)), asyncio.create_task(ending.wait())]
+        runs = Runs(client, deployment)
+        beside: list[asyncio.Task[Any]] = [
+            asyncio.create_task(_look_after(runs, name, url, tell)),
+            asyncio.create_task(ending.wait()),
+        ]
         if chosen.watch is not None:
             beside.append(asyncio.create_task(_watch(client, deployment, config.input, chosen.watch, tell)))
         try:
-            done, _ = await asyncio.wait([serving, *beside], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(beside, return_when=asyncio.FIRST_COMPLETED)
             if ending.is_set():
                 tell("stopping; a run in work reports first what it has done")
             for fault in filter(None, (task.exception() for task in done)):
+                if isinstance(fault, StartError):
+                    raise fault
                 raise StartError(f"the service broke off ({type(fault).__name__}): {sentence(fault)}") from fault
         finally:
             for task in beside:
                 task.cancel()
-            if not serving.done():
-                await runner.astop()
-            await asyncio.gather(serving, return_exceptions=True)
+            await asyncio.gather(*beside, return_exceptions=True)
+            await runs.stop()
+
+
+def _host() -> str:
+    return f"host:{socket.gethostname()}"
+
+
+async def _refuse_another_host(client: PrefectClient, name: str) -> None:
+    """Two machines with the same paths name their deployments alike, and each would take the other's runs."""
+    from prefect.client.schemas.objects import DeploymentStatus
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        served = await client.read_deployment_by_name(f"{FLOW}/{name}")
+    except ObjectNotFound:
+        return
+    others = [tag.removeprefix("host:") for tag in served.tags if tag.startswith("host:") and tag != _host()]
+    if others and served.status is DeploymentStatus.READY:  # someone asked for its runs in the last minute
+        raise StartError(
+            f"{name} is served by {others[0]}, or was a minute ago; end that service first, or give another --name here"
+        )
 
 
 async def _cancel_missed(client: PrefectClient, name: str) -> int:
-    """Cancel the runs of the deployment whose time has passed while nobody served it; how many there were."""
+    """Cancel the runs of the schedule whose time has passed while nobody served it; how many there were."""
     from prefect.client.schemas.filters import (
         DeploymentFilter,
         DeploymentFilterName,
@@ -243,7 +285,7 @@ async def _cancel_missed(client: PrefectClient, name: str) -> int:
     from prefect.client.schemas.objects import StateType
     from prefect.states import Cancelled
 
-    count = 0
+    missed = asked_for = 0
     while True:
         late = await client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
@@ -253,33 +295,55 @@ async def _cancel_missed(client: PrefectClient, name: str) -> int:
                 expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
             ),
             limit=200,
+            offset=asked_for,
         )
         for run in late:
-            message = "Missed while `denoise serve` did not run; the next run does what this one would have done."
-            await client.set_flow_run_state(run.id, Cancelled(message=message), force=True)
-        count += len(late)
+            if run.auto_scheduled:
+                message = "Missed while `denoise serve` did not run; the next run does what this one would have done."
+                await client.set_flow_run_state(run.id, Cancelled(message=message), force=True)
+                missed += 1
+            else:
+                asked_for += 1
         if not late:
-            return count
+            return missed
 
 
-async def _tell_runs(client: PrefectClient, deployment: UUID, tell: Tell) -> None:
-    """Say in a line when a run of the deployment starts and how it ends."""
-    known = {run.id: run.state_type for run in await _runs(client, deployment)}
+async def _look_after(runs: Runs, name: str, url: str, tell: Tell) -> None:
+    """Start and stop the runs, and say in a line when one starts and how it ends, and when the server is away.
+
+    Raises:
+        StartError: the deployment was deleted.
+    """
+    from prefect.exceptions import ObjectNotFound
+
+    from flows.runs import LOOK_SECONDS, trouble
+
+    known: dict[UUID, StateType | None] | None = None
+    answered, away = time.monotonic(), False
     while True:
-        await asyncio.sleep(_TOLD_SECONDS)
-        with suppress(_trouble()):
-            for run in reversed(await _runs(client, deployment)):
+        try:
+            try:
+                await runs.client.read_deployment(runs.deployment)
+            except ObjectNotFound:
+                raise StartError(f"the deployment {FLOW}/{name} was deleted, so its service has ended") from None
+            await runs.look()
+            latest = await _runs(runs.client, runs.deployment)
+        except trouble() as fault:
+            if time.monotonic() - answered > _AWAY_SECONDS and not away:
+                away = True
+                tell(f"{_now()}  the Prefect server {url} does not answer ({sentence(fault)}); waiting for it")
+        else:
+            if away:
+                tell(f"{_now()}  the Prefect server answers again")
+            answered, away = time.monotonic(), False
+            if known is None:
+                known = {run.id: run.state_type for run in latest}
+            for run in reversed(latest):
                 if known.get(run.id) is not run.state_type and run.state is not None:
                     known[run.id] = run.state_type
                     words = " ".join((run.state.message or "").split())[:_MOST_LETTERS]
                     tell(f"{_now()}  {printable(run.name)}  {run.state.name}{': ' * bool(words)}{printable(words)}")
-
-
-def _trouble() -> type[Exception]:
-    """What a server that is away for a while makes of a call."""
-    import httpx
-
-    return httpx.HTTPError
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _runs(client: PrefectClient, deployment: UUID) -> list[FlowRun]:
@@ -326,27 +390,50 @@ def look(source: Path) -> Files:
 
 
 async def _watch(client: PrefectClient, deployment: UUID, source: Path, pause: float, tell: Tell) -> None:
-    """Start a run whenever the input has files that no run has seen and none of them changed between two looks."""
+    """Start a run whenever the input has files that no run has seen and none of them changed between two looks.
+
+    What came to nothing is tried again, after pauses that double, or as soon as files come or change.
+    """
+    from prefect.client.schemas.objects import StateType
+
+    from flows.runs import trouble
+
     seen: Files = {}
+    tried: Files = {}
     before: Files = {}
+    vain = left = 0  # runs that came to nothing, one after another; looks until the next try
     while True:
         files = await asyncio.to_thread(look, source)
-        if files and files == before and files != seen:
-            with suppress(_trouble()):
+        left -= 1
+        if files and files == before and files != seen and (files != tried or left <= 0):
+            with suppress(trouble()):
                 run = await client.create_flow_run_from_deployment(deployment)
                 new = sum(seen.get(path) != facts for path, facts in files.items())
                 tell(f"{_now()}  {new} new or changed files")
-                if await _ended(client, run.id):
+                end = await _ended(client, run.id)
+                vain = vain + 1 if files == tried else 1
+                most = _MOST_PAUSE if end is not StateType.FAILED else _MOST_PAUSE_FAILED
+                left = min(2 ** (vain - 1), int(most / max(pause, 1.0)))
+                tried = files
+                if end is StateType.COMPLETED:
                     seen = files
         before = files
         await asyncio.sleep(pause)
 
 
-async def _ended(client: PrefectClient, run: UUID) -> bool:
-    """Wait for a run's end; whether it did its work, so that only files that come later need another one."""
+async def _ended(client: PrefectClient, run: UUID) -> StateType:
+    """Wait for a run's end; one that was deleted counts as cancelled."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.exceptions import ObjectNotFound
+
+    from flows.runs import trouble
+
     while True:
         await asyncio.sleep(_TOLD_SECONDS)
-        with suppress(_trouble()):
-            state = (await client.read_flow_run(run)).state
+        with suppress(trouble()):
+            try:
+                state = (await client.read_flow_run(run)).state
+            except ObjectNotFound:
+                return StateType.CANCELLED
             if state is not None and state.is_final():
-                return state.is_completed() or state.is_failed()
+                return state.type

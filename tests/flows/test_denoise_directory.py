@@ -536,6 +536,16 @@ def test_a_run_of_a_deployment_refuses_relative_paths(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_is_busy_while_a_run_has_its_lock(tmp_path: Path) -> None:
+    from flows.denoise_directory import busy, only_run
+
+    assert not busy(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with only_run(tmp_path / "out"):
+        assert busy(tmp_path / "out")
+    assert not busy(tmp_path / "out")
+
+
 def test_an_interrupt_before_anything_is_done(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     interrupt.set()
     try:

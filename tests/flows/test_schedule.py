@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +22,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
-from prefect.states import Cancelled, Completed
+from prefect.client.schemas.objects import DeploymentStatus
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Completed, Crashed, Failed
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
@@ -29,7 +34,7 @@ from flows.config import RunConfig
 from flows.denoise_directory import denoise_directory
 from flows.errors import StartError
 from tasks import table
-from tests.flows.services import PATIENCE, RealServer, Service, denoise, service, write_images
+from tests.flows.services import PATIENCE, RealServer, Service, denoise, server, service, write_images
 
 WORDS = "Ctrl-C ends it; the schedule stays."
 
@@ -41,6 +46,9 @@ WORDS = "Ctrl-C ends it; the schedule stays."
         ({"cron": "0 2 * * *", "watch": "30s"}, "give one of --cron"),
         ({"cron": "at two"}, "--cron: 'at two' is no cron expression"),
         ({"cron": "0 25 * * *"}, "is no cron expression"),
+        ({"cron": "* * * * * *"}, "'* * * * * *' is no cron expression"),
+        ({"cron": "@sometimes"}, "is no cron expression"),
+        ({"cron": "0 2 30 2 *"}, "--cron: '0 2 30 2 *' is a time that never comes"),
         ({"every": "6"}, "--every: '6' is no duration"),
         ({"every": "5s"}, "--every: 5s is not between 1 m and a year"),
         ({"watch": "soon"}, "--watch: 'soon' is no duration"),
@@ -58,6 +66,8 @@ def test_times_are_those_of_the_place_where_it_is_served(monkeypatch: pytest.Mon
     assert schedule.local_zone() == "Asia/Tokyo"
     nightly = schedule.when(cron="0  2 * * *")
     assert str(nightly) == "cron '0 2 * * *', Asia/Tokyo time"
+    assert schedule.when(cron="@daily").cron == "@daily"
+    assert schedule.when(cron="0 0 29 2 *").cron == "0 0 29 2 *"
     often = schedule.when(every="90m", timezone="Europe/Berlin")
     assert (often.every, often.timezone) == (5400, "Europe/Berlin")
     kept = schedule._schedule(often)
@@ -121,7 +131,7 @@ def test_the_parameter_is_the_configuration_with_paths_that_hold_anywhere(
 
 
 class Client:
-    """Stands for a Prefect server: each flow run ends at once, with the next of the states."""
+    """Stands for a Prefect server: each flow run ends at once, with the next of the states, or is gone where that is None."""
 
     def __init__(self, *states: Any) -> None:
         self.states = list(states)
@@ -133,7 +143,9 @@ class Client:
         return SimpleNamespace(id=uuid4())
 
     async def read_flow_run(self, _: UUID) -> Any:
-        return SimpleNamespace(state=self.states.pop(0))
+        if (state := self.states.pop(0)) is None:
+            raise ObjectNotFound(http_exc=Exception())
+        return SimpleNamespace(state=state)
 
 
 def test_watching_waits_until_files_are_settled_and_starts_again_what_was_cancelled(
@@ -163,6 +175,80 @@ def test_watching_waits_until_files_are_settled_and_starts_again_what_was_cancel
     assert [line.split("  ")[1] for line in lines] == ["1 new or changed files"] * 3
 
 
+def test_what_came_to_nothing_is_tried_again_after_growing_pauses_or_at_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled beside another run, crashed, deleted, failed on a full disk: no run at every look, and none given up."""
+    client = Client(Cancelled(), Crashed(), None, Failed(), Cancelled(), Cancelled(), Failed(), Completed())
+    monkeypatch.setattr(schedule, "_TOLD_SECONDS", 0.0)
+    (tmp_path / "a.tif").write_bytes(b"x")
+    seen = schedule.look
+
+    def look(source: Path) -> schedule.Files:
+        client.looks += 1
+        if client.looks == 20:
+            (tmp_path / "b.tif").write_bytes(b"y")
+        if client.looks == 60:
+            raise KeyboardInterrupt
+        return seen(source)
+
+    monkeypatch.setattr(schedule, "look", look)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(schedule._watch(client, uuid4(), tmp_path, 0.0, print))  # type: ignore[arg-type]
+    assert client.started == [2, 3, 5, 9, 17, 21, 22, 24], "twice as long each time; at once when there is a new file"
+
+
+def test_the_pauses_end_at_ten_minutes_and_at_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With looks that are 200 s apart: after at most 3 of them, where a run failed after at most 18."""
+
+    async def soon(_: float) -> None:
+        pass
+
+    (tmp_path / "a.tif").write_bytes(b"x")
+    seen = schedule.look
+    monkeypatch.setattr(schedule.asyncio, "sleep", soon)
+    for state, pauses in ((Cancelled, [1, 2, 3, 3, 3, 3, 3]), (Failed, [1, 2, 4, 8, 16, 18, 18])):
+        client = Client(*[state()] * 8, Completed())
+
+        def look(source: Path, client: Client = client) -> schedule.Files:
+            client.looks += 1
+            if len(client.started) == 8:
+                raise KeyboardInterrupt
+            return seen(source)
+
+        monkeypatch.setattr(schedule, "look", look)
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(schedule._watch(client, uuid4(), tmp_path, 200.0, print))  # type: ignore[arg-type]
+        assert np.diff(client.started).tolist() == pauses
+
+
+class Deployed:
+    """Stands for a server that has the deployment, served by a host."""
+
+    def __init__(self, host: str, status: DeploymentStatus) -> None:
+        self.found = SimpleNamespace(tags=["denoise-flows", f"host:{host}"], status=status)
+
+    async def read_deployment_by_name(self, _: str) -> Any:
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("host", "status", "refused"),
+    [
+        ("elsewhere", DeploymentStatus.READY, True),
+        ("elsewhere", DeploymentStatus.NOT_READY, False),
+        (socket.gethostname(), DeploymentStatus.READY, False),
+    ],
+)
+def test_what_another_machine_serves_is_refused(host: str, status: DeploymentStatus, *, refused: bool) -> None:
+    served = schedule._refuse_another_host(Deployed(host, status), "night-1a2b3c")  # type: ignore[arg-type]
+    if not refused:
+        asyncio.run(served)
+        return
+    with pytest.raises(StartError, match="night-1a2b3c is served by elsewhere, or was a minute ago"):
+        asyncio.run(served)
+
+
 def test_a_missing_input_and_a_second_service_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DENOISE_STATE_DIR", str(tmp_path / "state"))
     every = schedule.when(every="6h")
@@ -182,11 +268,20 @@ def test_a_missing_input_and_a_second_service_are_refused(tmp_path: Path, monkey
         schedule.serve(config, every, tell=print)
 
 
+def answer(method: str, url: str, **options: Any) -> httpx.Response:
+    """What the server answers; a busy one, on SQLite, says 503 now and then."""
+    deadline = time.monotonic() + PATIENCE
+    while (said := httpx.request(method, url, timeout=60, **options)).status_code == 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return said
+
+
 def ended(url: str, run: str) -> dict[str, Any]:
     """The state that a flow run ends in."""
     deadline = time.monotonic() + PATIENCE
     while True:
-        state: dict[str, Any] = httpx.get(f"{url}/flow_runs/{run}").json()["state"]
+        state: dict[str, Any] = answer("GET", f"{url}/flow_runs/{run}").json()["state"]
         if state["type"] in {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}:
             return state
         assert time.monotonic() < deadline, state
@@ -195,15 +290,16 @@ def ended(url: str, run: str) -> dict[str, Any]:
 
 def filled(url: str, name: str, **config: object) -> httpx.Response:
     """What the server answers to these values in the form of the deployment."""
-    deployment = httpx.get(f"{url}/deployments/name/denoise-directory/{name}").json()
-    return httpx.post(f"{url}/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"config": config}})
+    deployment = answer("GET", f"{url}/deployments/name/denoise-directory/{name}").json()["id"]
+    form = {"parameters": {"config": config}}
+    return answer("POST", f"{url}/deployments/{deployment}/create_flow_run", json=form)
 
 
 def from_form(url: str, name: str, **config: object) -> str:
     """A flow run of the deployment with these values in the form."""
-    answer = filled(url, name, **config)
-    assert answer.status_code == 201, answer.text
-    return str(answer.json()["id"])
+    taken = filled(url, name, **config)
+    assert taken.status_code == 201, taken.text
+    return str(taken.json()["id"])
 
 
 def outcome(output: Path) -> dict[str, tuple[str, str]]:
@@ -222,13 +318,17 @@ def test_the_form_does_what_the_command_line_does_and_overlaps_are_cancelled(
     assert denoise("run", images, tmp_path / "cli", *flags, **denoise_server.here).returncode == 0
     said = tmp_path / "said"
     command = ("serve", images, tmp_path / "out", "--cron", "0 2 1 1 *", "--timezone", "UTC", "--name", "form")
-    with service(said, *command, **denoise_server.here) as serving:
+    (tmp_path / "out" / "runs").mkdir(parents=True)
+    with FileLock(tmp_path / "out" / "runs" / ".lock"), service(said, *command, **denoise_server.here) as serving:
         assert url.removesuffix("/api") in serving.wait_for(WORDS)
+        serving.wait_for(f"a run that this service did not start is writing to {tmp_path / 'out'}")
         run = from_form(url, "form", input=str(images), output=str(tmp_path / "form"), **options)
         state = ended(url, run)
         assert state["type"] == "COMPLETED"
         assert state["message"].startswith("2 images done in ")
         assert outcome(tmp_path / "form") == outcome(tmp_path / "cli")
+        tags = answer("GET", f"{url}/flow_runs/{run}").json()["tags"]
+        assert sorted(tags) == sorted(["cpu", "denoise-flows", "gauss:25", f"host:{socket.gethostname()}", "tv"])
         serving.wait_for("Completed: 2 images done in ")
 
         broken = ended(url, from_form(url, "form", input=str(tmp_path / "nowhere"), output=str(tmp_path / "x")))
@@ -267,15 +367,20 @@ def test_the_server_schedules_the_runs(denoise_server: RealServer, tmp_path: Pat
 
 @pytest.mark.slow
 def test_missed_runs_are_made_up_for_by_one(denoise_server: RealServer, tmp_path: Path, photo: np.ndarray) -> None:
-    """Three runs whose time came while nobody served: they are cancelled, with the reason, and one does their work."""
+    """Three runs whose time came while nobody served: they are cancelled, with the reason, and one does their work.
+
+    What a user asked for meanwhile is done.
+    """
     url, out = denoise_server.url, tmp_path / "out"
     images = write_images(tmp_path / "in", photo)
     command = ("serve", images, out, "--method", "none", "--every", "6h", "--timezone", "UTC", "--name", "missed")
     with service(tmp_path / "said", *command, **denoise_server.here) as serving:
         serving.wait_for(WORDS)
+        deployment = httpx.get(f"{url}/deployments/name/denoise-directory/missed").json()
+        late = scheduled(url, deployment["id"], 3)
         assert serving.end() == 0
-    deployment = httpx.get(f"{url}/deployments/name/denoise-directory/missed").json()
-    late = [scheduled(url, deployment["id"], minutes=minutes) for minutes in (300, 200, 100)]
+    make_late(denoise_server, late)
+    asked = from_form(url, "missed", input=str(images), output=str(tmp_path / "asked"), method="none")
     before = flow_runs(url, deployment["id"])
     with service(tmp_path / "said", *command, **denoise_server.here) as serving:
         serving.wait_for("3 runs were missed; one makes up for them")
@@ -284,24 +389,82 @@ def test_missed_runs_are_made_up_for_by_one(denoise_server: RealServer, tmp_path
             state = ended(url, run)
             assert state["type"] == "CANCELLED"
             assert "Missed while" in state["message"]
-        assert len(flow_runs(url, deployment["id"]) - before) == 1
+        assert ended(url, asked)["message"].startswith("2 images done in ")
+        (made,) = flow_runs(url, deployment["id"]) - before
+        assert ended(url, made)["message"].startswith("2 images done in ")
         assert len(outcome(out)) == 2
         assert serving.end() == 0
 
 
-def scheduled(url: str, deployment: str, *, minutes: int) -> str:
-    """A run that should have started so many minutes ago."""
-    moment = (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
-    state = {"type": "SCHEDULED", "state_details": {"scheduled_time": moment}}
-    answer = httpx.post(f"{url}/deployments/{deployment}/create_flow_run", json={"state": state})
-    assert answer.status_code == 201, answer.text
-    return str(answer.json()["id"])
+def scheduled(url: str, deployment: str, count: int) -> list[str]:
+    """The first runs that the schedule of the deployment has made."""
+    deadline = time.monotonic() + PATIENCE
+    asked = {"deployments": {"id": {"any_": [deployment]}}}
+    while True:
+        found = answer("POST", f"{url}/flow_runs/filter", json=asked).json()
+        if len(runs := [run["id"] for run in found if run["auto_scheduled"]]) >= count:
+            return runs[:count]
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def make_late(server: RealServer, runs: list[str]) -> None:
+    """Have the runs be due since yesterday, in the server's database: it lets nobody else make runs of a schedule."""
+    moment = (datetime.now(UTC) - timedelta(days=1)).strftime("%Y-%m-%d %H:%M:%S.%f")
+    with closing(sqlite3.connect(server.folder / "server" / "prefect.db", timeout=PATIENCE)) as database, database:
+        for run in runs:
+            changed = database.execute(
+                "UPDATE flow_run SET expected_start_time = ?, next_scheduled_start_time = ? WHERE id = ?",
+                (moment, moment, run),
+            )
+            assert changed.rowcount == 1
 
 
 def flow_runs(url: str, deployment: str) -> set[str]:
     """The runs of the deployment, but those that its schedule made."""
-    found = httpx.post(f"{url}/flow_runs/filter", json={"deployments": {"id": {"any_": [deployment]}}}).json()
+    found = answer("POST", f"{url}/flow_runs/filter", json={"deployments": {"id": {"any_": [deployment]}}}).json()
     return {run["id"] for run in found if not run["auto_scheduled"]}
+
+
+@pytest.mark.slow
+def test_runs_can_be_cancelled_after_an_outage_of_the_server(tmp_path: Path, photo: np.ndarray) -> None:
+    """One that was in work all the time, and a later one. The service ends with a sentence when its deployment is deleted."""
+    images = write_images(tmp_path / "in", photo, count=20)
+    here = {"DENOISE_STATE_DIR": str(tmp_path / "state")}
+    command = ("serve", images, tmp_path / "out", "--preset", "paper", "--every", "1d", "--name", "away")
+
+    def begun(output: Path) -> str:
+        run = from_form(url, "away", input=str(images), output=str(output), preset="paper", slots=1)
+        wait_for_rows(output, 1, serving)
+        return run
+
+    def cancelled(run: str) -> None:
+        assert answer("GET", f"{url}/flow_runs/{run}").json()["state"]["type"] == "RUNNING"
+        asked = answer("POST", f"{url}/flow_runs/{run}/set_state", json={"state": {"type": "CANCELLING"}})
+        assert asked.json()["status"] == "ACCEPT"
+        state = ended(url, run)
+        assert state["type"] == "CANCELLED"
+        assert "stopped by the user" in state["message"]
+
+    with ExitStack() as at_first:
+        url, _ = at_first.enter_context(server(tmp_path / "server", **here))
+        with service(tmp_path / "said", *command, PREFECT_API_URL=url, **here) as serving:
+            serving.wait_for(WORDS)
+            run = begun(tmp_path / "first")
+            at_first.close()
+            serving.wait_for("does not answer")
+            with server(tmp_path / "server", port=httpx.URL(url).port, **here):
+                serving.wait_for("the Prefect server answers again")
+                cancelled(run)
+                cancelled(begun(tmp_path / "second"))
+                assert serving.said.read_text().count("answer") == 2
+                deployment = answer("GET", f"{url}/deployments/name/denoise-directory/away").json()["id"]
+                answer("DELETE", f"{url}/deployments/{deployment}").raise_for_status()
+                assert serving.process.wait(PATIENCE) == 2
+            said = serving.said.read_text()
+    assert "the deployment denoise-directory/away was deleted, so its service has ended" in said
+    for trouble in ("Traceback", "Warning", "None"):
+        assert trouble not in said
 
 
 @pytest.mark.slow
@@ -380,8 +543,9 @@ def test_prefect_yaml_deploys_for_a_worker_that_runs_it(
 
     assert filled(url, "nightly", input=str(images), output="out").status_code == 409
     # What does not know of the form, as another client may not, is told by the run: a worker deletes the folder it runs in.
-    answer = httpx.patch(f"{url}/deployments/{deployment['id']}", json={"enforce_parameter_schema": False})
-    assert answer.status_code == 204
+    answer(
+        "PATCH", f"{url}/deployments/{deployment['id']}", json={"enforce_parameter_schema": False}
+    ).raise_for_status()
     run = from_form(url, "nightly", input=str(images), output="out", method="none")
     prefect(*worker)
     state = ended(url, run)

@@ -179,7 +179,7 @@ def _add_serve(commands: Any) -> None:
         help="denoise a directory on a schedule, or whenever new files come",
         description="Run `denoise run` with these options on a schedule, until Ctrl-C. Each run does what is new; one that finds "
         "another at work on OUTPUT is cancelled. Uses the Prefect server that is set or runs here, or starts one.",
-        epilog="Exit status: 0 ended by Ctrl-C or a termination signal, 2 could not start.",
+        epilog="Exit status: 0 ended by Ctrl-C or a termination signal, 2 could not start, or the deployment was deleted.",
         argument_default=argparse.SUPPRESS,
     )
     serve.add_argument(

@@ -1,0 +1,162 @@
+"""The runs of a deployment as processes: what the server is told of those that cannot say it themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Cancelling, Completed, Running, Scheduled
+
+from flows import runs
+from flows.runs import Runs
+
+Then = Callable[["Client", Runs], Awaitable[None]]
+
+
+class Client:
+    """Stands for a Prefect server with one flow run of a deployment, due now."""
+
+    def __init__(self, state: State[Any] | None = None, *, takes: bool = True) -> None:
+        self.run = uuid4()
+        self.state: State[Any] | None = state or Scheduled()
+        self.takes = takes
+        self.away = 0  # calls that get no answer
+
+    async def get_scheduled_flow_runs_for_deployments(self, _: list[UUID], **__: object) -> list[Any]:
+        return [SimpleNamespace(id=self.run)] if self.state is not None and self.state.is_scheduled() else []
+
+    async def read_flow_runs(self, **_: object) -> list[Any]:
+        return [] if self.state is None else [SimpleNamespace(id=self.run, state=self.state)]
+
+    async def read_flow_run(self, _: UUID) -> Any:
+        if self.away:
+            self.away -= 1
+            raise httpx.ConnectError("away")
+        if self.state is None:
+            raise ObjectNotFound(http_exc=Exception())
+        return SimpleNamespace(state=self.state)
+
+    async def set_flow_run_state(self, _: UUID, state: State[Any], **__: object) -> Any:
+        if self.takes:
+            self.state = state
+        return SimpleNamespace(status=SetStateStatus.ACCEPT if self.takes else SetStateStatus.ABORT)
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has a shell script run in place of Prefect's engine."""
+
+    def script(lines: str) -> None:
+        file = tmp_path / "engine"
+        file.write_text(f"#!/bin/sh\n{lines}\n")
+        file.chmod(0o755)
+        monkeypatch.setattr(runs.sys, "executable", str(file))
+
+    monkeypatch.setattr(runs, "LOOK_SECONDS", 0.01)
+    return script
+
+
+def served(client: Client, then: Then) -> None:
+    """Start what is due, and wait for its end after something has happened."""
+
+    async def serve() -> None:
+        now = Runs(client, uuid4())  # type: ignore[arg-type]
+        await now.look()
+        await then(client, now)
+        await asyncio.wait_for(asyncio.gather(*now._ends.values()), 60)
+        assert now._ends == {}
+        assert now._stops == {}
+
+    asyncio.run(serve())
+
+
+async def nothing(_: Client, __: Runs) -> None:
+    pass
+
+
+def test_a_run_whose_process_breaks_is_crashed_with_its_last_line(engine: Callable[[str], None]) -> None:
+    engine("echo it began; echo 'no module named cellpose' >&2; exit 3")
+    client = Client()
+    client.away = 2
+    served(client, nothing)
+    assert client.state is not None
+    assert client.state.type is StateType.CRASHED
+    assert client.state.message == "its process ended with exit status 3: no module named cellpose"
+
+
+def test_a_run_whose_process_is_killed_is_crashed(engine: Callable[[str], None]) -> None:
+    engine("kill -9 $$")
+    client = Client()
+    served(client, nothing)
+    assert client.state is not None
+    assert client.state.message == "its process ended by SIGKILL"
+
+
+def test_a_run_that_told_its_end_is_left_as_it_is(engine: Callable[[str], None]) -> None:
+    engine("exit 1")
+    client = Client()
+
+    async def tells(client: Client, _: Runs) -> None:
+        client.state = Completed(message="2 images done")
+
+    served(client, tells)
+    assert client.state is not None
+    assert client.state.message == "2 images done"
+
+
+@pytest.mark.parametrize("state", [Cancelling(), None])
+def test_a_run_that_is_cancelled_or_deleted_is_stopped(engine: Callable[[str], None], state: State[Any] | None) -> None:
+    engine("exec sleep 600")
+    client = Client()
+
+    async def asks(client: Client, now: Runs) -> None:
+        client.state = state
+        await now.look()
+
+    served(client, asks)
+    assert (client.state is None) is (state is None)
+    if client.state is not None:
+        assert client.state.type is StateType.CANCELLED
+
+
+def test_a_run_that_does_not_stop_is_killed(
+    engine: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_GRACE_SECONDS", 0.5)
+    engine(f"trap '' TERM; touch {tmp_path / 'deaf'}; while :; do sleep 0.1; done")
+    client = Client()
+
+    async def ends(client: Client, now: Runs) -> None:
+        while not (tmp_path / "deaf").exists():
+            await asyncio.sleep(0.01)
+        client.state = Running()
+        await now.stop()
+
+    served(client, ends)
+    assert client.state is not None
+    assert client.state.type is StateType.CANCELLED
+
+
+def test_what_another_one_has_taken_is_not_started(engine: Callable[[str], None], tmp_path: Path) -> None:
+    engine(f"touch {tmp_path / 'started'}")
+    for client in (Client(takes=False), Client(Cancelled())):
+        served(client, nothing)
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_process_that_cannot_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs.sys, "executable", "/no/such/python")
+    client = Client()
+    served(client, nothing)
+    assert client.state is not None
+    assert client.state.type is StateType.CRASHED
+    assert client.state.message == "its process could not start: No such file or directory: /no/such/python"

@@ -30,7 +30,7 @@ def stopping_on(*numbers: int) -> Iterator[None]:
 def ending_gently() -> Iterator[None]:
     """The same inside a flow, whose termination signal Prefect took for itself: its own handler would break the flow off.
 
-    So it is with a Ctrl-C that nobody else takes care of: a terminal sends it to the runs of `denoise serve` too.
+    So it is with a Ctrl-C that nobody else takes care of: a terminal sends it to the runs of a worker too.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -23,6 +23,7 @@ from flows.cli import main
 from flows.config import build
 from tasks import report, table
 from tasks.report_page import display_range
+from tests.weights import smooth
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -36,11 +37,12 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VGG-19's keys and shapes as far as conv3_1, and seeded values: not for pictures."""
+    """VGG-19's keys and shapes as far as conv3_1, and smooth seeded filters: not for pictures."""
     generator = torch.Generator().manual_seed(3)
     state = {}
     for place, (inside, outside) in {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256)}.items():
-        state[f"features.{place}.weight"] = torch.randn(outside, inside, 3, 3, generator=generator) / (3 * inside**0.5)
+        filters = smooth(torch.randn(outside, inside, 3, 3, generator=generator))
+        state[f"features.{place}.weight"] = filters / (3 * inside**0.5)
         state[f"features.{place}.bias"] = 0.1 * torch.randn(outside, generator=generator)
     path = tmp_path_factory.mktemp("weights") / "vgg19.pth"
     torch.save(state, path)

@@ -9,7 +9,8 @@ from skimage import data
 from skimage.transform import resize
 from torch import Tensor
 
-from style_core import LAYERS, PRESETS, Features, StylePreset, load_features
+from style_core import PRESETS, Features, StylePreset, load_features
+from tests.weights import random_state
 
 SEED = PRESETS["seed"]
 
@@ -51,7 +52,7 @@ def trained(trained_path: Path) -> Features:
 
 @pytest.fixture
 def weights_file(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a file with VGG-19's keys and shapes and seeded values, as far as a layer: not for pictures."""
+    """Writes a file with VGG-19's keys and shapes and smooth seeded filters, as far as a layer: not for pictures."""
 
     def write(last: str = "conv2_1", name: str = "weights.pth", **changes: Tensor | None) -> Path:
         state = random_state(last) | {key.replace("__", "."): value for key, value in changes.items()}
@@ -62,23 +63,9 @@ def weights_file(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def random_state(last: str) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    state: dict[str, Tensor] = {}
-    for place, layer in enumerate(LAYERS):
-        if layer.kind == "conv":
-            shape = (layer.out_channels, layer.in_channels, 3, 3)
-            gain = (2 / (9 * layer.in_channels)) ** 0.5
-            state[f"features.{place}.weight"] = gain * torch.randn(shape, generator=generator)
-            state[f"features.{place}.bias"] = 0.1 * torch.randn(layer.out_channels, generator=generator)
-        if layer.name == last:
-            break
-    return state
-
-
 @pytest.fixture(scope="session")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Callable[[StylePreset], Features]:
-    """Untrained weights as deep as a preset needs: for what does not depend on what is seen."""
+    """Weights that look trained, as deep as a preset needs: for what does not depend on what is seen."""
     path = tmp_path_factory.mktemp("weights") / "synthetic.pth"
     torch.save(random_state("conv5_1"), path)
     return lambda preset: load_features(path, preset.layers)

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torchvision.models import VGG19_Weights
 from torchvision.models.vgg import cfgs, make_layers
 
-from style_core import LAYERS, PRESETS, Features, StyleError, download_features, extract, load_features
+from style_core import LAYERS, PRESETS, Features, StyleError, download_features, extract, load_features, vgg
 
 
 def torchvision_features() -> torch.nn.Sequential:
@@ -213,6 +214,72 @@ def test_a_truncated_file_is_refused(weights_file: Callable[..., Path]) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(StyleError, match="not a PyTorch weights file"):
         load_features(path, ["conv1_1"])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_torch_cannot_read_is_refused_without_its_warning(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "vgg.pth"
+    torch.save({"a": torch.zeros(3)}, path, pickle_protocol=4, _use_new_zipfile_serialization=zipped)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(StyleError, match="not a PyTorch weights file"):
+            load_features(path, ["conv1_1"])
+    assert warned == []
+
+
+def kaiming(weight: Tensor) -> Tensor:
+    """As torchvision initialises VGG-19."""
+    return torch.nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+
+
+def of_torch(weight: Tensor) -> Tensor:
+    """As torch initialises a convolution."""
+    return torch.nn.init.kaiming_uniform_(weight, a=5**0.5)
+
+
+def independent(weight: Tensor) -> Tensor:
+    return torch.nn.init.normal_(weight, std=0.01)
+
+
+@pytest.mark.parametrize("initialise", [kaiming, of_torch, torch.nn.init.orthogonal_, independent])
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_weights_that_were_only_initialised_are_refused(
+    weights_file: Callable[..., Path], initialise: Callable[[Tensor], Tensor], place: int
+) -> None:
+    """Each layer by itself, while all others look trained."""
+    shapes = {0: (64, 3, 3, 3), 2: (64, 64, 3, 3), 5: (128, 64, 3, 3)}
+    names = {0: "conv1_1", 2: "conv1_2", 5: "conv2_1"}
+    for seed in range(5):
+        torch.manual_seed(seed)
+        path = weights_file("conv2_1", **{f"features__{place}__weight": initialise(torch.empty(shapes[place]))})
+        with pytest.raises(StyleError, match=f"filters of {names[place]} were not trained.*as random ones"):
+            load_features(path, ["conv2_1"])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_weights_that_are_all_equal_are_refused(weights_file: Callable[..., Path], value: float) -> None:
+    path = weights_file("conv1_2", features__2__weight=torch.full((64, 64, 3, 3), value))
+    with pytest.raises(StyleError, match="filters of conv1_2 were not trained, their values are all equal"):
+        load_features(path, ["conv1_2"])
+
+
+def test_trained_weights_are_far_from_what_is_refused(trained_path: Path) -> None:
+    """Every layer of the real file has to show it, and does by more than twice what is asked."""
+    features = load_features(trained_path, ["relu3_4"], activation_scale=1.0)
+    for weight, _ in features.convolutions:
+        assert vgg._neighbours_alike(weight) > 2 * vgg._LEAST_ALIKE / (12 * weight.shape[0] * weight.shape[1]) ** 0.5
+
+
+def test_torchvisions_own_file_needs_no_proof(
+    weights_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = weights_file("conv1_1", features__0__weight=torch.zeros(64, 3, 3, 3))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(vgg, "_TORCHVISION", digest[:8])
+    assert load_features(path, ["conv1_1"]).sha256 == digest
+    assert vgg._TORCHVISION not in VGG19_Weights.IMAGENET1K_V1.url
+    monkeypatch.undo()
+    assert f"-{vgg._TORCHVISION}." in VGG19_Weights.IMAGENET1K_V1.url
 
 
 def test_something_else_saved_with_torch_is_refused(tmp_path: Path) -> None:

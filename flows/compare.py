@@ -131,7 +131,9 @@ def check(config: CompareConfig, *, writes: bool = True) -> None:
         cell = config.cell(candidate, config.noises[0], config.seed)
         # Whatever a run into the output itself would need, and for each method what it needs.
         preflight.check(
-            cell.model_copy(update={"output": config.output}), writes=writes and candidate == config.methods[0]
+            cell.model_copy(update={"output": config.output}),
+            writes=writes and candidate == config.methods[0],
+            method_option="--methods",
         )
     for name in (comparison.TABLE, PAGE, SHEET, comparison.SUMMARY_CSV, comparison.SUMMARY_MD, comparison.PROTOCOL):
         if (config.output / name).is_dir():

@@ -14,10 +14,10 @@ FOLDERS = ("images", "stylized", "noisy", "models", "runs")
 """What a run may make in OUTPUT."""
 
 
-def check(config: RunConfig, *, writes: bool = True, waits: bool = False) -> None:
+def check(config: RunConfig, *, writes: bool = True, waits: bool = False, method_option: str = "--method") -> None:
     """Raise :class:`StartError` with one sentence where the run cannot start; ``writes`` also tries the output.
 
-    ``waits``: the run is for later, and the input may be empty as yet.
+    ``waits``: the run is for later, and the input may be empty as yet. ``method_option`` named the method.
     """
     source, output = config.input, config.output
     for name, path in (
@@ -42,7 +42,7 @@ def check(config: RunConfig, *, writes: bool = True, waits: bool = False) -> Non
         raise StartError(f"INPUT: {source} is empty")
     _check_reference(config)
     _check_model(config)
-    _check_method(config.resolved_method)
+    _check_method(config.resolved_method, method_option)
     _check_engine(config.engine)
     _check_style(config)
     check_apart(source, output)
@@ -90,13 +90,13 @@ def _check_style(config: RunConfig) -> None:
             raise StartError(f"--vgg-weights: the SHA-256 of {weights} is {content(weights)}, not that of --vgg-sha256")
 
 
-def _check_method(method: str) -> None:
+def _check_method(method: str, option: str) -> None:
     from denoise_core.methods import MethodMissing, check_installed
 
     try:
         check_installed(method)
     except MethodMissing as missing:
-        raise StartError(f"--method: {missing}") from None
+        raise StartError(f"{option}: {missing}") from None
 
 
 def _check_engine(engine: str) -> None:

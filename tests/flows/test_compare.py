@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import math
 import re
@@ -444,6 +445,15 @@ def test_failed_images_fail_a_strict_comparison_in_prefect(photos: Path, tmp_pat
     assert strict.is_failed()
     assert strict.message is not None
     assert strict.message.startswith("1 of 3 results failed, and --strict allows none: ")
+
+
+def test_a_method_whose_library_is_not_installed(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "bm3d" else find(name, *a))
+    assert compare(photos, tmp_path / "out", "--methods", "none,bm3d", "--noise", "gauss:25") == 2
+    assert "--methods: the method bm3d needs" in capsys.readouterr().err
 
 
 def test_dry_run_writes_nothing(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -287,7 +287,7 @@ def _compare(options: dict[str, Any]) -> int:
     from flows.compare import check
 
     check(config, writes=not dry)
-    return _dry_compare(config, as_json=as_json) if dry else _start(config, as_json=as_json)
+    return _dry_run(config, as_json=as_json) if dry else _start(config, as_json=as_json)
 
 
 def _configured(options: dict[str, Any], model: type[Config]) -> tuple[Config, bool, bool]:
@@ -365,100 +365,19 @@ def _start(config: RunConfig | CompareConfig, *, as_json: bool) -> int:
     return SOME_FAILED if summary.failed or state.is_failed() else DONE
 
 
+def _dry_run(config: RunConfig | CompareConfig, *, as_json: bool) -> int:
+    from flows.server import prepare_environment
+
+    prepare_environment()
+    from flows import dry_run
+
+    for line in dry_run.told(config, as_json=as_json):
+        print(line)
+    return DONE
+
+
 def _stopping() -> contextlib.AbstractContextManager[None]:
     return stopping_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def _dry_run(config: RunConfig, *, as_json: bool) -> int:
-    from denoise_core.device import choose_all
-    from flows import console
-    from flows.config import OnExisting
-    from flows.scopes import given, resolve
-    from tasks.scan import scan
-    from tasks.table import FAILED, SKIPPED, text
-
-    device = choose_all(config.device)[0]
-    found = scan(
-        config.input.resolve(),
-        config.output.resolve(),
-        max_pixels=int(config.max_megapixels * 1e6),
-        config_digest=config.digest(),
-        redo=config.on_existing is OnExisting.OVERWRITE,
-        reference=None if config.reference is None else config.reference.resolve(),
-        axes=config.axes,
-        channels=config.channels.value,
-        noisy=config.saves_noisy,
-        in_rgb=bool(config.style),
-    )
-    if config.model is not None:
-        given(config.model.resolve())  # a damaged one is said now
-    scope = resolve(config, found) if config.resolved_method == "zs-fit" else None
-    failed = [row for row in found.refused if row["status"] == FAILED]
-    skipped = [row for row in found.refused if row["status"] == SKIPPED]
-    if as_json:
-        plan = {
-            "to_do": [text(source.name) for source in found.todo],
-            "already_done": [row["source"] for row in found.done],
-            "cannot_be_done": [{"source": row["source"], "error": row["error"]} for row in failed],
-            "not_images": [row["source"] for row in skipped],
-            "method": config.resolved_method,
-            "scope": scope and scope[0],
-            "device": device.name,
-        }
-        print(json.dumps(plan))
-        return DONE
-    for source in found.todo:
-        shape = " × ".join(map(str, source.header.shape))
-        facts = [source.header.container, source.header.axes, shape, source.header.dtype, str(source.arrangement)]
-        print(f"to do    {console.printable(text(source.name))}  ({', '.join(filter(None, facts))})")
-    for row in found.done:
-        print(f"done     {console.printable(row['source'])}")
-    for row in failed:
-        print(f"cannot   {console.printable(row['source'])}: {console.printable(row['error'])}")
-    for row in skipped:
-        print(f"skip     {console.printable(row['source'])}: {console.printable(row['error'])}")
-    if scope is not None and found.todo:
-        print(f"scope {scope[0]}: {scope[1]}")
-    print(
-        f"{len(found.todo)} to do, {len(found.done)} done already, {len(failed)} cannot be done, {len(skipped)} not images; "
-        f"{config.resolved_method} on {device.name} ({device.reason}). Nothing was written."
-    )
-    return DONE
-
-
-def _dry_compare(config: CompareConfig, *, as_json: bool) -> int:
-    from denoise_core.device import choose_all
-    from flows import console
-    from flows.compare import look, plan
-    from tasks.table import FAILED
-
-    device = choose_all(config.device)[0]
-    found = look(config)
-    cells = plan(config, found)
-    failed = [row for row in found.refused if row["status"] == FAILED]
-    if as_json:
-        told = [
-            {
-                "method": p.cell.candidate,
-                "noise": p.cell.noise,
-                "seed": p.cell.seed,
-                "to_do": p.todo,
-                "already_done": p.done,
-            }
-            for p in cells
-        ]
-        cannot = [{"source": row["source"], "error": row["error"]} for row in failed]
-        print(json.dumps({"images": len(found.todo), "cells": told, "cannot_be_done": cannot, "device": device.name}))
-        return DONE
-    for p in cells:
-        print(f"{p.cell.candidate:24} {p.cell.noise:16} seed {p.cell.seed}: {p.todo} to do, {p.done} done already")
-    for row in failed:
-        print(f"cannot   {console.printable(row['source'])}: {console.printable(row['error'])}")
-    print(
-        f"{len(cells)} cells of {len(found.todo)} images: {sum(p.todo for p in cells)} to do, "
-        f"{sum(p.done for p in cells)} done already; on {device.name} ({device.reason}). Nothing was written."
-    )
-    return DONE
 
 
 def _samples(options: dict[str, Any]) -> int:

@@ -22,19 +22,17 @@ from prefect.runtime import deployment
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from denoise_core.device import Device, choose
-from denoise_core.errors import DenoiseError
+from denoise_core.device import Device
 from denoise_core.images import remove_stale_temporaries
-from flows import preflight, scopes
+from flows import preflight, scopes, styles
 from flows.compare_config import CompareConfig
-from flows.config import DOWNLOAD, MOST_SLOTS, MethodChoice, OnExisting, Preset, RunConfig, Scope
+from flows.config import MOST_SLOTS, MethodChoice, OnExisting, Preset, RunConfig, Scope
 from flows.console import duration
 from flows.engine import Deaths, Engine, EngineLost, Threads, WorkerDied, opened
 from flows.errors import OutputBusy, StartError
 from flows.progress import Summary, Watch, announce, introduce, publish, untagged_tasks
 from flows.server import reports_to_real_server
 from flows.signals import ending_gently
-from style_core.errors import StyleError
 from tasks import failures, ledger, table
 from tasks import scan as scanning
 from tasks.admission import offer
@@ -44,10 +42,9 @@ from tasks.logs import logging_to
 from tasks.process import share_one_arena, short_turns
 from tasks.report import PAGE, RESULTS, report
 from tasks.scan import Scan
-from tasks.settings import Settings, Style
+from tasks.settings import Settings
 from tasks.slots import limit_name
 from tasks.steps import ONCE, take
-from tasks.stylize import targets_of
 from tasks.table import DONE, FAILED, SKIPPED
 from tasks.work import Source
 from tasks.worker import showing_life, stop_workers_of
@@ -153,7 +150,7 @@ def _run(config: RunConfig, settings: Settings, engine: Engine, started: float, 
     # From another process each step would ask the server for itself: there the chunk's task run stands for them.
     settings = replace(settings, steps_are_seen=len(found.todo) <= MOST_SEEN_IMAGES and not settings.elsewhere)
     if settings.style is not None and found.todo:
-        _check_style(settings.style, choose("cpu") if engine.remote else settings.device)
+        styles.check(settings.style)
     if settings.method == "zs-fit" and found.todo:
         settings = _prepared(config, settings, found, engine, redo=redo)
     chunks = into_chunks(found.todo, config.chunk)
@@ -366,7 +363,7 @@ def _resolve(config: RunConfig, output: Path, engine: Engine) -> Settings:
         scope="image",
         models=() if config.model is None else scopes.given(config.model.resolve()),
         given_model=config.model is not None,
-        style=_style(config),
+        style=styles.of(config),
         saves_noisy=config.saves_noisy,
         redo=config.on_existing is OnExisting.OVERWRITE,
         device=device,
@@ -410,27 +407,3 @@ def _resolve(config: RunConfig, output: Path, engine: Engine) -> Settings:
     }
     (settings.run_folder / "environment.json").write_text(json.dumps(environment, indent=2), encoding="utf-8")
     return settings
-
-
-def _check_style(style: Style, device: Device) -> None:
-    """Read the style and the weights once, before any image."""
-    try:
-        targets_of(style, device)
-    except (DenoiseError, StyleError, OSError) as error:
-        raise StartError(f"--style: {sentence(error)}") from error
-
-
-def _style(config: RunConfig) -> Style | None:
-    if not config.style:
-        return None
-    return Style(
-        images=tuple(path.resolve() for path in config.style),
-        preset=config.style_preset.value,
-        changes=tuple(config.style_changes.items()),
-        scale=config.style_scale,
-        max_side=config.style_max_side,
-        keep_colours=config.keep_colours,
-        weights=None if config.vgg_weights == DOWNLOAD else Path(str(config.vgg_weights)).resolve(),
-        weights_sha256=config.vgg_sha256,
-        digest=config.style_digest(),
-    )

@@ -15,14 +15,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from style_core.errors import StyleError
+from style_core.errors import StyleError, WeightsError
 from style_core.layers import LAYERS
 from style_core.presets import PRESETS, StylePreset, presets_within
 
 if TYPE_CHECKING:
-    from style_core.images import Stylized, style_targets, stylize
+    from style_core.images import Stylized, check_style, style_targets, stylize
     from style_core.painting import Step, StyleTargets, Transferred, transfer
-    from style_core.vgg import Features, download_features, extract, load_features
+    from style_core.vgg import Features, download_features, download_path, extract, load_features
 
 __all__ = [
     "LAYERS",
@@ -34,7 +34,10 @@ __all__ = [
     "StyleTargets",
     "Stylized",
     "Transferred",
+    "WeightsError",
+    "check_style",
     "download_features",
+    "download_path",
     "extract",
     "load_features",
     "presets_within",
@@ -49,7 +52,9 @@ _MODULES = {
     "StyleTargets": "painting",
     "Stylized": "images",
     "Transferred": "painting",
+    "check_style": "images",
     "download_features": "vgg",
+    "download_path": "vgg",
     "extract": "vgg",
     "load_features": "vgg",
     "style_targets": "images",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from style_core.errors import StyleError
 from style_core.objective import TILE
-from style_core.painting import OnStep, Step, StyleTargets, resized, transfer
+from style_core.painting import OnStep, Step, StyleTargets, check, resized, transfer
 from style_core.presets import StylePreset
 from style_core.vgg import Features
 
@@ -63,6 +63,11 @@ def style_targets(
         tile=tile,
         threads=threads,
     )
+
+
+def check_style(style: Pixels, preset: StylePreset, *, value_range: tuple[float, float] | None = None) -> None:
+    """Raise StyleError where :func:`style_targets` would for this image: which of several it is, only the caller can tell."""
+    check(_parts(style, value_range).on_white(), "style", preset)
 
 
 def stylize(

@@ -105,6 +105,7 @@ class StyleTargets:
         if not (scale > 0 and math.isfinite(scale)):
             raise ValueError(f"the style's scale is {scale:g}, expected more than 0")
         self.preset = preset
+        self.weights_sha256 = features.sha256
         self.network = Network(features, preset.layers, dtype, device, preset.padding)
         self.tile, self.threads = tile, threads
         self._device = device

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from style_core.errors import StyleError
+from style_core.errors import WeightsError
 from style_core.layers import LAYERS, PLACE, Layer, check_names, reached, up_to
 from style_core.presets import presets_within
 
@@ -135,7 +135,7 @@ def load_features(
     ------
     ValueError
         For a layer name that does not exist.
-    StyleError
+    WeightsError
         When the file is missing, has another digest, is not a state dict, has other shapes, ends before ``layers``, or was
         not trained.
     OSError
@@ -145,7 +145,7 @@ def load_features(
     if not layers:
         raise ValueError("no layer is named; name at least one, conv1_1 for example")
     if not path.is_file():
-        raise StyleError(f"{path}: no such file; give the path of VGG-19's weights in torchvision's key names")
+        raise WeightsError(f"{path}: no such file; give the path of VGG-19's weights in torchvision's key names")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 is not None:
@@ -154,7 +154,7 @@ def load_features(
     needed = [layer for layer in up_to(layers) if layer.kind == "conv"]
     held = _held(state)
     if held < len(needed):
-        raise StyleError(_ends_early(path, layers, held))
+        raise WeightsError(_ends_early(path, layers, held))
     convolutions = [(_tensor(path, state, layer, "weight"), _tensor(path, state, layer, "bias")) for layer in needed]
     if not digest.startswith(_TORCHVISION):
         for layer, (weight, _) in zip(needed, convolutions, strict=True):
@@ -198,34 +198,41 @@ def download_features(
     ------
     ValueError
         For a layer name that does not exist.
-    StyleError
+    WeightsError
         When the file cannot be fetched, or is not the expected one.
     """
     check_names(layers)
-    if url is None:
-        from torchvision.models import VGG19_Weights
-
-        url = str(VGG19_Weights.IMAGENET1K_V1.url)
-    name = url.rpartition("/")[2]
-    digest = torch.hub.HASH_REGEX.search(name)
+    url = url or _torchvision_url()
+    path = download_path(directory=directory, url=url)
+    digest = torch.hub.HASH_REGEX.search(path.name)
     if digest is None:
-        raise ValueError(f"{name}: expected the start of the file's SHA-256 in its name, as in vgg19-0123abcd.pth")
-    path = (directory or Path(torch.hub.get_dir()) / "checkpoints") / name
+        raise ValueError(f"{path.name}: expected the start of the file's SHA-256 in its name, as in vgg19-0123abcd.pth")
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1], progress=progress)
         except (OSError, RuntimeError) as error:
-            raise StyleError(
+            raise WeightsError(
                 f"VGG-19's weights could not be fetched from {url} to {path} ({error}); "
                 "fetch the file elsewhere and give its path"
             ) from error
     return load_features(path, layers, sha256=digest[1])
 
 
+def download_path(*, directory: Path | None = None, url: str | None = None) -> Path:
+    """Where :func:`download_features` keeps its file, whether or not it is there yet."""
+    return (directory or Path(torch.hub.get_dir()) / "checkpoints") / (url or _torchvision_url()).rpartition("/")[2]
+
+
+def _torchvision_url() -> str:
+    from torchvision.models import VGG19_Weights
+
+    return str(VGG19_Weights.IMAGENET1K_V1.url)
+
+
 def _check_digest(path: Path, found: str, sha256: str) -> None:
     if len(sha256.strip()) < _LEAST_DIGITS or not found.startswith(sha256.strip().lower()):
-        raise StyleError(
+        raise WeightsError(
             f"{path}: SHA-256 is {found}, expected {sha256.strip().lower()}; "
             "fetch the file again, or give the digest of the file that is meant"
         )
@@ -240,11 +247,11 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     except OSError:
         raise
     except Exception as error:
-        raise StyleError(
+        raise WeightsError(
             f"{path}: not a PyTorch weights file ({type(error).__name__}); expected a state dict saved with torch.save"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise StyleError(f"{path}: holds a {type(state).__name__}, expected a state dict of tensors")
+        raise WeightsError(f"{path}: holds a {type(state).__name__}, expected a state dict of tensors")
     return state
 
 
@@ -276,14 +283,14 @@ def _tensor(path: Path, state: Mapping[str, Tensor], layer: Layer, part: str) ->
     found = state[key]
     expected = (layer.out_channels, layer.in_channels, 3, 3) if part == "weight" else (layer.out_channels,)
     if tuple(found.shape) != expected:
-        raise StyleError(
+        raise WeightsError(
             f"{path}: {key} has shape {tuple(found.shape)}, expected {expected} for {layer.name} of VGG-19; "
             "these are another network's weights"
         )
     # Copied, so that neither the mapped file nor the rest of the state dict stays open.
     values = found.detach().to(torch.float32, copy=True)
     if not bool(values.isfinite().all()):
-        raise StyleError(f"{path}: {key} holds NaN or infinite values; fetch the file again")
+        raise WeightsError(f"{path}: {key} holds NaN or infinite values; fetch the file again")
     return values
 
 
@@ -293,7 +300,7 @@ def _check_trained(path: Path, layer: Layer, weight: Tensor) -> None:
         how = (
             "all equal" if math.isnan(alike) else f"as unlike their neighbours as random ones (correlation {alike:.3f})"
         )
-        raise StyleError(
+        raise WeightsError(
             f"{path}: the filters of {layer.name} were not trained, their values are {how}; expected VGG-19 as trained on "
             "ImageNet, not as it is initialised"
         )

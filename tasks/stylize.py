@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 FOLDER = "stylized"
 MOST_STYLE_PIXELS = 100_000_000
+MOST_STYLES = 16  # kept ready: a service has several flows at a time, and a flow may have several devices
 
 
 @task(name="stylize", **STEP)
@@ -87,6 +88,7 @@ def _paint(work: Work, settings: Settings) -> None:
         "content_loss": content_loss,
         "style_steps": steps,
         "style_seconds": time.perf_counter() - started,
+        "vgg_sha256": targets.weights_sha256,
     }
     pixels = work.stored(painted)
     if settings.keeps_stylized:
@@ -111,11 +113,11 @@ def _take_kept(work: Work, settings: Settings) -> bool:
         data = _file(work, settings).read_bytes()
         if facts["sha256"] != _sha256(data) or (settings.redo and facts["run_id"] != settings.run_id):
             return False
-        numbers = {name: float(facts[name]) for name in ("style_loss", "content_loss", "style_seconds")}
-        numbers["style_steps"] = int(facts["style_steps"])
+        kept: dict[str, Any] = {name: float(facts[name]) for name in ("style_loss", "content_loss", "style_seconds")}
+        kept |= {"style_steps": int(facts["style_steps"]), "vgg_sha256": str(facts["vgg_sha256"])}
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    _go_on_with(work, settings, decode(data, max_pixels=settings.max_pixels).pixels, numbers)
+    _go_on_with(work, settings, decode(data, max_pixels=settings.max_pixels).pixels, kept)
     return True
 
 
@@ -124,11 +126,15 @@ def _go_on_with(work: Work, settings: Settings, pixels: np.ndarray, facts: dict[
     assert work.intensities is not None
     work.noisy, work.noisy_is_source = work.intensities.filled(pixels), False
     stylized = text(_file(work, settings).relative_to(settings.output).as_posix()) if settings.keeps_stylized else None
-    styles = " + ".join(text(path.name) for path in settings.style.images)
-    fill(work.row, style=styles, style_preset=_preset(settings.style), stylized=stylized, **facts)
+    fill(work.row, style=names_of(settings.style), style_preset=preset_of(settings.style), stylized=stylized, **facts)
 
 
-def _preset(style: Style) -> str:
+def names_of(style: Style) -> str:
+    """The style images by name: "paint.jpg + ink.png"."""
+    return " + ".join(text(path.name) for path in style.images)
+
+
+def preset_of(style: Style) -> str:
     """The preset by name, and what of it was changed: "best with steps 50, content_layers relu3_1"."""
     changes = [
         f"{name} {' '.join(value) if isinstance(value, tuple) else f'{value:g}' if isinstance(value, float) else value}"
@@ -156,35 +162,49 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-_computing = threading.Lock()
-
-
 def targets_of(style: Style, device: Device) -> style_core.StyleTargets:
-    """The style made ready: read and computed once a process, for all images.
+    """The style made ready: read and computed once a process and device, for all images.
 
     Raises:
         DenoiseError, StyleError: a style image or the weights cannot be read, or are too small or too shallow.
     """
-    with _computing:
-        return _targets(style, device)
+    with _looking:
+        ready = _targets(style, device)
+    return ready.made()
 
 
-@functools.lru_cache(maxsize=1)
-def _targets(style: Style, device: Device) -> style_core.StyleTargets:
+_looking = threading.Lock()
+
+
+class _Ready:
+    """A style's targets on a device, made by the first who asks; others wait for these alone."""
+
+    def __init__(self, style: Style, device: Device) -> None:
+        self._of = style, device
+        self._lock = threading.Lock()
+        self._made: style_core.StyleTargets | None = None
+
+    def made(self) -> style_core.StyleTargets:
+        with self._lock:
+            if self._made is None:
+                self._made = _make(*self._of)
+            return self._made
+
+
+@functools.lru_cache(maxsize=MOST_STYLES)
+def _targets(style: Style, device: Device) -> _Ready:
+    return _Ready(style, device)
+
+
+def _make(style: Style, device: Device) -> style_core.StyleTargets:
     import torch
 
     import style_core
 
-    preset = replace(style_core.PRESETS[style.preset], **dict(style.changes))
-    images = [_style_pixels(path) for path in style.images]
-    if style.weights is None:
-        features = style_core.download_features(preset.layers)
-    else:
-        features = style_core.load_features(style.weights, preset.layers, sha256=style.weights_sha256)
     return style_core.style_targets(
-        images,
-        features,
-        preset,
+        images_of(style),
+        features_of(style),
+        _style_preset(style),
         scale=style.scale,
         dtype=torch.bfloat16 if device.precision == "bfloat16" else torch.float32,
         device=device.name,
@@ -192,11 +212,50 @@ def _targets(style: Style, device: Device) -> style_core.StyleTargets:
     )
 
 
+def _style_preset(style: Style) -> style_core.StylePreset:
+    import style_core
+
+    return replace(style_core.PRESETS[style.preset], **dict(style.changes))
+
+
+@functools.lru_cache(maxsize=1)
+def features_of(style: Style) -> style_core.Features:
+    """The trained network, as deep as the style's layers; torchvision's is fetched where that was allowed.
+
+    Raises:
+        WeightsError: the file is not the expected one, not trained, or too shallow.
+    """
+    import style_core
+
+    layers = _style_preset(style).layers
+    if style.weights is None:
+        return style_core.download_features(layers)
+    return style_core.load_features(style.weights, layers, sha256=style.weights_sha256)
+
+
+def images_of(style: Style) -> list[np.ndarray]:
+    """The style images, each (H, W[, C]), alpha as its last channel.
+
+    Raises:
+        DenoiseError: one of them cannot be decoded, is a stack or too small; it is named.
+    """
+    import style_core
+
+    found = []
+    for path in style.images:
+        try:
+            pixels = _style_pixels(path)
+            style_core.check_style(pixels, _style_preset(style))
+        except (DenoiseError, style_core.StyleError) as error:
+            raise DenoiseError(f"{path}: {error}") from error
+        found.append(pixels)
+    return found
+
+
 def _style_pixels(path: Path) -> np.ndarray:
-    """A style image (H, W[, C]), alpha as its last channel."""
     image = in_rgb(decode(path.read_bytes(), max_pixels=MOST_STYLE_PIXELS))
     if image.axes not in ("YX", "YXS"):
-        raise DenoiseError(f"the style {path.name} is a stack ({image.axes}); one image is needed")
+        raise DenoiseError(f"this is a stack ({image.axes}); one image is needed")
     return image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
 
 

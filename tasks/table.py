@@ -95,6 +95,9 @@ COLUMNS = (
     ),
     Column("style", "string", "Style images that it was painted after, by name; null without"),
     Column("style_preset", "string", "Preset of the style transfer, and what of it was changed"),
+    Column(
+        "vgg_sha256", "string", "SHA-256 of the file of VGG-19's weights that it was painted with; null without a style"
+    ),
     Column("style_loss", "float64", "Weighted style loss of the stylized image"),
     Column("content_loss", "float64", "Weighted content loss of the stylized image"),
     Column("style_steps", "int64", "Evaluations that the style transfer took"),

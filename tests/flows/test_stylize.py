@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from PIL import Image
 import style_core
 import tasks.stylize
 from denoise_core import metrics
+from denoise_core.device import choose
+from flows import styles
 from flows.cli import main
 from flows.config import build
 from tasks import report, table
@@ -82,6 +86,7 @@ def test_the_whole_chain_gives_stylized_noisy_and_denoised_images(
         assert (row["stylized"], row["noisy"]) == (f"stylized/{name}", f"noisy/{name}")
         assert (row["style"], row["style_preset"], row["style_steps"]) == ("paint.png", "seed", 4)
         assert row["style_loss"] > 0
+        assert row["vgg_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
         assert row["psnr_noisy_db"] == pytest.approx(20.17, abs=0.7)
     # The scores are those against the file that was written.
     stylized, denoised = (
@@ -105,8 +110,8 @@ def test_what_was_painted_is_not_painted_again(
     assert main([*common, "--method", "nl-bayes"]) == 0
     assert painted == []
     for name, row in rows_of(out).items():
-        assert [row[key] for key in ("style_loss", "content_loss", "psnr_noisy_db")] == [
-            before[name][key] for key in ("style_loss", "content_loss", "psnr_noisy_db")
+        assert [row[key] for key in ("style_loss", "content_loss", "psnr_noisy_db", "vgg_sha256")] == [
+            before[name][key] for key in ("style_loss", "content_loss", "psnr_noisy_db", "vgg_sha256")
         ]
     (out / "stylized" / "rgb.png").write_bytes(b"something else")  # no longer what was painted
     digests = {name: row["output_sha256"] for name, row in rows_of(out).items()}
@@ -328,6 +333,30 @@ def test_a_style_in_cmyk_grey_or_16_bits_is_seen_as_it_looks(tmp_path: Path, pai
         (["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--vgg-sha256", "0" * 64], "SHA-256"),
         (["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--vgg-sha256", "abc"], "64 hexadecimal digits"),
         (["--style", "paint.png", "--vgg-weights", "text.pth"], "weights"),
+        (
+            ["--style", "paint.png", "--vgg-weights", "text.pth"],
+            "--vgg-weights: {here}/text.pth: not a PyTorch weights file",
+        ),
+        (
+            ["--style", "paint.png", "--vgg-weights", "cut.pth"],
+            "--vgg-weights: {here}/cut.pth: not a PyTorch weights file",
+        ),
+        (
+            ["--style", "paint.png", "--vgg-weights", "zero.pth"],
+            "--vgg-weights: {here}/zero.pth: the filters of conv1_1 were",
+        ),
+        (
+            ["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--style-layers", "relu3_2"],
+            "--vgg-weights: {weights}: ends before relu3_2",
+        ),
+        (
+            ["--style", "paint.png", "--style", "cut.png", "--vgg-weights", "vgg19.pth"],
+            "--style: {here}/cut.png: the PNG is truncated",
+        ),
+        (
+            ["--style", "paint.png", "--style", "tiny.png", "--vgg-weights", "vgg19.pth"],
+            "--style: {here}/tiny.png: the style image is 3 × 2 pixels; the preset's layers need at least 4 × 4",
+        ),
         (["--style", "text.pth", "--vgg-weights", "vgg19.pth"], "--style"),
         (
             ["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--style-preset", "gatys"],
@@ -361,11 +390,89 @@ def test_a_style_that_cannot_be_is_one_sentence(
 ) -> None:
     (tmp_path / "vgg19.pth").symlink_to(weights)
     (tmp_path / "text.pth").write_text("weights")
+    (tmp_path / "cut.pth").write_bytes(weights.read_bytes()[:-1000])
+    (tmp_path / "cut.png").write_bytes(paint.read_bytes()[:-1000])
+    Image.new("RGB", (3, 2)).save(tmp_path / "tiny.png")
+    state = torch.load(weights, weights_only=True)
+    torch.save({key: torch.zeros_like(value) for key, value in state.items()}, tmp_path / "zero.pth")
     monkeypatch.chdir(tmp_path)
-    assert main(["run", str(tree), str(tmp_path / "out"), *options]) == 2
-    said = capfd.readouterr().err.strip().splitlines()[-1]
-    assert words in said
-    assert "Traceback" not in said
+    words = words.replace("{here}", str(tmp_path)).replace("{weights}", str(weights))
+    for dry in ((), ("--dry-run",)):
+        assert main(["run", str(tree), str(tmp_path / "out"), *options, *dry]) == 2
+        said = capfd.readouterr().err.strip().splitlines()[-1]
+        assert words in said
+        assert "Traceback" not in said
+
+
+def test_a_dry_run_says_what_would_be_painted(
+    tree: Path,
+    tmp_path: Path,
+    paint: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("something was fetched"))
+    dry = [*map(str, (tree, tmp_path / "out", "--style", paint)), "--style-steps", "9", "--dry-run", "--vgg-weights"]
+    assert main(["stylize", *dry, str(weights)]) == 0
+    said = capsys.readouterr().out
+    assert "4 to do" in said
+    assert "painted in the manner of paint.png, preset seed with steps 9, on cpu" in said
+    assert "fetched" not in said
+    assert main(["run", *dry, str(weights), "--method", "nl-bayes"]) == 0
+    assert "preset seed with steps 9, then nl-bayes on cpu" in capsys.readouterr().out
+    assert main(["stylize", *dry, "download"]) == 0
+    assert "torchvision's weights of VGG-19 would be fetched first" in capsys.readouterr().out
+    for file, fetches in ((str(weights), False), ("download", True)):
+        assert main(["stylize", *dry, file, "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert (plan["style"], plan["style_preset"]) == ("paint.png", "seed with steps 9")
+        assert plan["fetches_weights"] is fetches
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "torch").exists()
+
+
+def a_style(paint: Path, weights: Path, **options: Any) -> tasks.stylize.Style:
+    config = {"input": paint.parent, "output": paint.parent, "style": paint, "vgg_weights": str(weights), **options}
+    found = styles.of(build(config))
+    assert found is not None
+    return found
+
+
+def test_flows_with_other_styles_and_devices_keep_each_their_own(paint: Path, weights: Path) -> None:
+    """As in a service that paints in several manners at a time, and in a run on several devices."""
+    several = [a_style(paint, weights, style_scale=scale) for scale in (1, 0.5, 0.25)]
+    devices = [choose("cpu"), replace(choose("cpu"), threads=1), replace(choose("cpu"), threads=2)]
+    first = {(style, device): tasks.stylize.targets_of(style, device) for style in several for device in devices}
+    assert len(set(map(id, first.values()))) == len(first) >= 6
+    for (style, device), targets in first.items():
+        assert tasks.stylize.targets_of(style, device) is targets
+
+
+def test_a_style_that_is_being_made_ready_keeps_no_other_waiting(
+    paint: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = a_style(paint, weights), a_style(paint, weights, style_scale=0.5)
+    make, begun, go_on = tasks.stylize._make, threading.Event(), threading.Event()
+    made: list[tasks.stylize.Style] = []
+
+    def making(style: tasks.stylize.Style, device: Any) -> Any:
+        made.append(style)
+        if style is slow:
+            begun.set()
+            assert go_on.wait(60)
+        return make(style, device)
+
+    monkeypatch.setattr(tasks.stylize, "_make", making)
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(tasks.stylize.targets_of, slow, choose("cpu")) for _ in range(2)]
+        assert begun.wait(60)
+        assert pool.submit(tasks.stylize.targets_of, quick, choose("cpu")).result(60) is not None
+        go_on.set()
+        first, second = (future.result(60) for future in waiting)
+    assert first is second
+    assert made == [slow, quick]
 
 
 def test_the_report_shows_the_noise_that_the_run_added_and_one_grey_scale(

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from denoise_core.errors import DenoiseError
 
 MOST_SLOTS = 64
+LEAST_WEIGHT = 1e-6  # of a style or content loss that counts at all: Adam's ε, added to its gradients, is 1e-8
 
 
 class ConfigError(DenoiseError):
@@ -222,12 +223,14 @@ class RunConfig(BaseModel):
     style_weight: float | None = Field(
         default=None,
         ge=0,
+        le=1e12,
         allow_inf_nan=False,
         description="Factor of the style loss, in place of the preset's: 1e6 of seed, 6.5e7 of gatys, 1 of best.",
     )
     content_weight: float | None = Field(
         default=None,
         ge=0,
+        le=1e12,
         allow_inf_nan=False,
         description="Factor of the content loss, in place of the preset's: 1 of seed and gatys, 0.015 of best.",
     )
@@ -241,7 +244,7 @@ class RunConfig(BaseModel):
     )
     style_scale: float = Field(
         default=1.0,
-        gt=0,
+        ge=0.01,
         le=8,
         allow_inf_nan=False,
         description="Size of the style image against the painted one; less than 1 makes strokes smaller.",
@@ -374,6 +377,13 @@ class RunConfig(BaseModel):
             if not value:
                 raise ValueError("no layer is named; leave the option out for the preset's")
             check_names(value)
+        return value
+
+    @field_validator("style_weight", "content_weight")
+    @classmethod
+    def _weight_counts(cls, value: float | None) -> float | None:
+        if value is not None and 0 < value < LEAST_WEIGHT:
+            raise ValueError(f"{value:g} is too little for the optimisers: give 0, or {LEAST_WEIGHT:g} and more")
         return value
 
     @field_validator("noise")

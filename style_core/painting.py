@@ -181,7 +181,7 @@ def transfer(
     Raises
     ------
     StyleError
-        When the image is not as described or too small for the preset's layers.
+        When the image is not as described or too small for the preset's layers, or the loss does not stay finite.
     """
     preset, device = targets.preset, targets.network.device
     whole = check(content, "content", preset)[None]
@@ -205,6 +205,8 @@ def transfer(
         def report(step: int, point: Evaluation, before: int = used, size: tuple[int, int] = size) -> None:
             nonlocal used
             used = before + step
+            if preset.optimizer == "adam":  # L-BFGS goes back to where it was
+                _check_finite(point, preset)
             if on_step is not None:
                 on_step(Step(used, preset.steps * len(sizes), point.style_loss, point.content_loss, size))
 
@@ -216,7 +218,16 @@ def transfer(
             state, average = adam(objective, state, preset.steps, report)
     if preset.optimizer == "adam":
         last = objective(average)
+    _check_finite(last, preset)
     return Transferred(last.image[0].cpu(), last.style_loss, last.content_loss, used)
+
+
+def _check_finite(point: Evaluation, preset: StylePreset) -> None:
+    if not (math.isfinite(point.loss) and bool(point.gradient.isfinite().all())):
+        raise StyleError(
+            f"the painting broke down: its loss, {point.loss:g}, or the gradient is no finite number; the weights of style "
+            f"and content are {preset.style_weight:g} and {preset.content_weight:g}, smaller ones may do"
+        )
 
 
 def scales(size: tuple[int, int], preset: StylePreset) -> list[tuple[int, int]]:

@@ -25,6 +25,7 @@ from denoise_core.device import choose
 from flows import styles
 from flows.cli import main
 from flows.config import build
+from style_core.objective import Objective
 from tasks import report, table
 from tasks.report_page import display_range
 from tests.weights import smooth
@@ -270,6 +271,25 @@ def test_an_option_that_says_what_the_preset_says_changes_nothing(tmp_path: Path
     assert build({**plain, "style_optimiser": "adam"}).style_digest() != build(plain).style_digest()
 
 
+def test_a_painting_that_breaks_down_is_the_images_own_error(
+    tree: Path, tmp_path: Path, paint: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = Objective.__call__
+
+    def breaking(objective: Objective, image: torch.Tensor) -> Any:
+        found = evaluate(objective, image)
+        return replace(found, style_loss=float("nan")) if image.shape[2:] == (40, 48) else found
+
+    monkeypatch.setattr(Objective, "__call__", breaking)
+    options = ["--style", paint, "--vgg-weights", weights, "--style-optimiser", "adam"]
+    assert main(["stylize", *map(str, (tree, tmp_path / "out", *options))]) == 1
+    rows = rows_of(tmp_path / "out")
+    assert rows["rgb.png"]["error"].startswith(
+        "the painting broke down: its loss, nan, or the gradient is no finite number"
+    )
+    assert [rows[name]["status"] for name in sorted(rows)] == ["done", "done", "failed", "done"]
+
+
 def test_alpha_and_stacks_come_back(tmp_path: Path, photo: np.ndarray, paint: Path, weights: Path) -> None:
     root = tmp_path / "in"
     root.mkdir()
@@ -370,6 +390,16 @@ def test_a_style_in_cmyk_grey_or_16_bits_is_seen_as_it_looks(tmp_path: Path, pai
         (
             ["--style", "paint.png", "--vgg-weights", "vgg19.pth", "--style-weight", "0", "--content-weight", "0"],
             "both 0",
+        ),
+        *(
+            (["--style", "paint.png", "--vgg-weights", "vgg19.pth", option, value], f"{option}: {said}")
+            for option, value, said in (
+                ("--style-weight", "1e308", "'1e308': input should be less than or equal to 1000000000000"),
+                ("--content-weight", "2e12", "'2e12': input should be less than or equal to 1000000000000"),
+                ("--style-weight", "1e-300", "1e-300 is too little for the optimisers: give 0, or 1e-06 and more"),
+                ("--content-weight", "9e-7", "9e-07 is too little for the optimisers: give 0, or 1e-06 and more"),
+                ("--style-scale", "1e-9", "'1e-9': input should be greater than or equal to 0.01"),
+            )
         ),
         (["--style-layers", "relu1_1"], "--style-layers needs --style"),
         (["--style-steps", "9"], "--style-steps needs --style"),

@@ -2,6 +2,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -244,3 +245,40 @@ def test_what_does_not_fit_is_refused(synthetic: Synthetic) -> None:
         StyleTargets([], synthetic(SEED), SEED)
     with pytest.raises(ValueError, match="scale is 0"):
         StyleTargets([good], synthetic(SEED), SEED, scale=0)
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+@pytest.mark.parametrize(("style_weight", "content_weight"), [(1e40, 1.0), (1.0, 1e40), (1e308, 1e308)])
+def test_a_loss_that_is_no_finite_number_is_an_error(
+    synthetic: Synthetic, picture: Picture, optimizer: Any, style_weight: float, content_weight: float
+) -> None:
+    features, seen = synthetic(SEED), list[Step]()
+    preset = replace(SEED, steps=30, optimizer=optimizer, style_weight=style_weight, content_weight=content_weight)
+    preset = replace(preset, start="noise")
+    targets = StyleTargets([picture("coffee", 20, 28)], features, preset)
+    with pytest.raises(StyleError, match=r"broke down: its loss, .* is no finite number; the weights .* smaller ones"):
+        transfer(picture("astronaut", 32, 40), targets, on_step=seen.append)
+    assert len(seen) < 30, "it is said at once"
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("style_weight", "content_weight"), [(1e12, 0.0), (0.0, 1e12), (1e12, 1e-6), (1e-6, 0.0)])
+def test_the_greatest_and_the_least_weight_paint(
+    synthetic: Synthetic,
+    picture: Picture,
+    optimizer: Any,
+    dtype: torch.dtype,
+    style_weight: float,
+    content_weight: float,
+) -> None:
+    features = synthetic(SEED)
+    preset = replace(
+        SEED, steps=8, optimizer=optimizer, style_weight=style_weight, content_weight=content_weight, start="noise"
+    )
+    targets = StyleTargets([picture("coffee", 20, 28)], features, preset, dtype=dtype)
+    curve: list[Step] = []
+    found = transfer(picture("astronaut", 32, 40), targets, on_step=curve.append)
+    losses = [step.style_loss + step.content_loss for step in curve]
+    assert min(losses) < 0.9 * losses[0]
+    assert bool(found.image.isfinite().all())

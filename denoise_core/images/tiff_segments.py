@@ -94,7 +94,7 @@ def _encode_segment(values: NDArray[Any], layout: Layout) -> bytes:
         row = values.shape[1] * values.shape[2] * values.itemsize
         return b"".join(bytes(imagecodecs.packbits_encode(raw[at : at + row])) for at in range(0, len(raw), row))
     deflate = functools.partial(imagecodecs.deflate_encode, level=9)
-    encoders = {
+    encoders: dict[int, Callable[[bytes], Any]] = {
         5: imagecodecs.lzw_encode,
         8: deflate,
         32946: deflate,

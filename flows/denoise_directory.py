@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -38,6 +38,7 @@ from tasks import scan as scanning
 from tasks.admission import offer
 from tasks.chunk import MOST_SEEN_IMAGES, into_chunks, process_chunk
 from tasks.faults import Interrupted, interrupt, sentence
+from tasks.in_work import MOST_DEATHS, died_over
 from tasks.logs import logging_to
 from tasks.process import share_one_arena, short_turns
 from tasks.report import PAGE, RESULTS, report
@@ -151,17 +152,23 @@ def _run(config: RunConfig, settings: Settings, engine: Engine, started: float, 
     settings = replace(settings, steps_are_seen=len(found.todo) <= MOST_SEEN_IMAGES and not settings.elsewhere)
     if settings.style is not None and found.todo:
         styles.check(settings.style)
+    deadly = frozenset() if engine.elsewhere else died_over(settings.output, found.todo)
+    if deadly:
+        announce(
+            f"{len(deadly)} images in work when earlier runs died are done last, one at a time, in a worker process"
+        )
     if settings.method == "zs-fit" and found.todo:
-        settings = _prepared(config, settings, found, engine, redo=redo)
-    chunks = into_chunks(found.todo, config.chunk)
+        settings = _prepared(config, settings, found, engine, deadly, redo=redo)
+    chunks = into_chunks([source for source in found.todo if source not in deadly], config.chunk)
+    apart = [(source,) for source in found.todo if source in deadly]
     logger.info(
         "%d images: %d to do in %d chunks, %d done earlier",
-        found.images, len(found.todo), len(chunks), len(found.done),
+        found.images, len(found.todo), len(chunks) + len(apart), len(found.done),
     )  # fmt: skip
     if unreadable := failures.by_reason(found.refused):
         logger.warning("cannot be read: %s", failures.told(unreadable))
-    faults = _work_through(chunks, settings, engine, len(found.todo))
-    if engine.elsewhere:
+    faults = _work_through(chunks, apart, config, settings, engine)
+    if engine.elsewhere or apart:
         remove_stale_temporaries(settings.output)  # of workers that died as they wrote
     pictures = report(settings, found, faults, page=page)
     rows, _ = table.read(settings.output / RESULTS)
@@ -198,7 +205,9 @@ def too_many(config: RunConfig | CompareConfig, failed: int, images: int) -> str
     return "and --strict allows none" if config.strict else f"more than --max-failed {most:g} allows"
 
 
-def _prepared(config: RunConfig, settings: Settings, found: Scan, engine: Engine, *, redo: bool) -> Settings:
+def _prepared(
+    config: RunConfig, settings: Settings, found: Scan, engine: Engine, deadly: frozenset[Source], *, redo: bool
+) -> Settings:
     """The settings of zs-fit once the input is known: its scope, its networks, and threads where images are few."""
     scope, why = scopes.resolve(config, found)
     announce(f"scope {scope}: {why}")
@@ -206,10 +215,13 @@ def _prepared(config: RunConfig, settings: Settings, found: Scan, engine: Engine
     if lost := scopes.lost_networks(settings, found):
         announce(lost, logging.WARNING)
     if scope == "directory" and not settings.given_model:
-        asked = config.scope is not Scope.AUTO
-        settings = scopes.fit_models(
-            settings, found, engine if engine.remote else Threads(), asked=asked, redo=redo, announce=announce
-        )
+        how: dict[str, Any] = {"asked": config.scope is not Scope.AUTO, "redo": redo, "announce": announce}
+        if deadly:
+            with _worker(config, settings) as (worker, own):
+                models = scopes.fit_models(own, found, worker, deadly=deadly, **how).models
+            settings = replace(settings, models=models)
+        else:
+            settings = scopes.fit_models(settings, found, engine if engine.remote else Threads(), **how)
     if config.slots is None and settings.device.name == "cpu" and not engine.remote:
         # Fewer images than cores: each gets several threads, which changes no bit of the result.
         slots = max(1, min(settings.slots, len(found.todo)))
@@ -218,24 +230,55 @@ def _prepared(config: RunConfig, settings: Settings, found: Scan, engine: Engine
     return settings
 
 
+@contextmanager
+def _worker(config: RunConfig, settings: Settings) -> Iterator[tuple[Engine, Settings]]:
+    """A worker process, and the settings for it, for what runs died over: one thing at a time, by itself."""
+    own = replace(settings, slots=1, other_devices=(), elsewhere=True, steps_are_seen=False)
+    with opened(config.model_copy(update={"engine": "processes"})) as engine, showing_life(own):
+        yield engine, own
+
+
 def _work_through(
-    chunks: list[tuple[Source, ...]], settings: Settings, engine: Engine, total: int
+    chunks: list[tuple[Source, ...]],
+    apart: Sequence[tuple[Source, ...]],
+    config: RunConfig,
+    settings: Settings,
+    engine: Engine,
 ) -> list[BaseException]:
-    """Work through the chunks, as many at a time as the engine has room for, and say how far it is; what failed some."""
-    if not chunks:
+    """Work through the chunks, and then through those whose images are worked on apart; what failed some."""
+    numbered = dict(enumerate([*chunks, *apart], start=1))
+    if not numbered:
         return []
-    left = list(enumerate(chunks, start=1))[::-1]
+    watch = Watch(settings, sum(map(len, numbered.values())))
+    first = len(chunks) + 1  # of those apart
+    faults = _each_chunk(range(1, first), numbered, settings, engine, watch, deaths=Deaths(settings))
+    if apart:
+        with _worker(config, settings) as (worker, own):
+            numbers, deaths = range(first, first + len(apart)), Deaths(own, MOST_DEATHS)
+            faults += _each_chunk(numbers, numbered, own, worker, watch, deaths=deaths)
+    return faults
+
+
+def _each_chunk(
+    numbers: Sequence[int],
+    chunks: dict[int, tuple[Source, ...]],
+    settings: Settings,
+    engine: Engine,
+    watch: Watch,
+    *,
+    deaths: Deaths,
+) -> list[BaseException]:
+    """The chunks of these numbers, as many at a time as the engine has room for; say how far it is."""
+    left = list(reversed(numbers))
     in_work: dict[Any, int] = {}
     faults: list[BaseException] = []
-    watch = Watch(settings, total)
-    deaths = Deaths(settings)
     stopped = False
     while left or in_work:
         try:
             while left and len(in_work) < engine.room(settings) and not interrupt.is_set():
-                number, sources = left.pop()
-                deaths.begins(number, sources)
-                chunk = {"sources": sources, "settings": settings, "number": number, "of": len(chunks)}
+                number = left.pop()
+                deaths.begins(number, chunks[number])
+                chunk = {"sources": chunks[number], "settings": settings, "number": number, "of": len(chunks)}
                 in_work[engine.submit(process_chunk, chunk)] = number
             if interrupt.is_set() and not stopped:
                 stopped = True
@@ -246,10 +289,9 @@ def _work_through(
                 outcome = engine.outcome(future)
                 if interrupt.is_set() or not isinstance(outcome, BaseException):
                     continue
-                sources = chunks[number - 1]
-                fault = deaths.verdict(number, sources, outcome) if isinstance(outcome, WorkerDied) else outcome
+                fault = deaths.verdict(number, chunks[number], outcome) if isinstance(outcome, WorkerDied) else outcome
                 if fault is None or isinstance(fault, Interrupted):  # its worker took the run for dead
-                    left.append((number, sources))
+                    left.append(number)
                 else:
                     faults.append(fault)
         except EngineLost as lost:

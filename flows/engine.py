@@ -244,10 +244,11 @@ def crashed(task_run_id: uuid.UUID) -> None:
 class Deaths:
     """What becomes of a chunk whose worker died: another try, without the image that its workers keep dying over."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, earlier: int = 0) -> None:
         self._settings = settings
+        self._earlier = earlier  # how often runs died over the first image of each chunk
         self._begun_at: dict[int, str | None] = {}
-        self._died_at: dict[int, tuple[str | None, int]] = {}
+        self._died_at: dict[int, tuple[str, int]] = {}
         self._given_up: dict[int, str] = {}
 
     def begins(self, number: int, sources: Sequence[Source]) -> None:
@@ -261,7 +262,7 @@ class Deaths:
         if not left:
             return None
         first = left[0]
-        at, times = self._died_at.get(number, (None, 0))
+        at, times = self._died_at.get(number, (sources[0].name, self._earlier))
         times = (times if at == first.name else 0) + (died.times if self._begun_at[number] == first.name else 1)
         self._died_at[number] = first.name, times
         log.warning("chunk %d: its worker died over %s, %d of %d times", number, text(first.name), times, MOST_TRIES)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from denoise_core.errors import DenoiseError
 from flows.config import OnExisting, RunConfig, Scope, content
-from flows.engine import Engine, EngineLost
+from flows.engine import Engine, EngineLost, WorkerDied
 from flows.errors import StartError
 from tasks import activity
 from tasks.faults import interrupt, sentence
@@ -79,12 +79,19 @@ def lost_networks(settings: Settings, found: Scan) -> str | None:
 
 
 def fit_models(
-    settings: Settings, found: Scan, engine: Engine, *, asked: bool, redo: bool, announce: Callable[..., None]
+    settings: Settings,
+    found: Scan,
+    engine: Engine,
+    *,
+    asked: bool,
+    redo: bool,
+    announce: Callable[..., None],
+    deadly: frozenset[Source] = frozenset(),
 ) -> Settings:
     """The settings with a network for every kind of image of which there are enough; those of an earlier run are kept.
 
-    ``asked``: the scope was named, so that any number is enough. Where a network cannot be fitted, each image of that kind
-    gets a fit of its own.
+    ``asked``: the scope was named, so that any number is enough. A fit whose worker process died is made again without the
+    ``deadly`` images. Where a network cannot be fitted, each image of that kind gets a fit of its own.
     """
     models = []
     for channels, sources in by_kind(found.todo).items():
@@ -96,14 +103,20 @@ def fit_models(
             announce(f"the network of an earlier run serves images of {channels} channel(s): {path.name}")
         elif len(sources) >= LEAST_IMAGES or asked:
             announce(f"fitting one network for {len(sources)} images of {channels} channel(s)")
-            kept = _fit(sources, settings, engine, channels, announce)
+            kept = _fit(sources, settings, engine, channels, announce=announce, deadly=deadly)
         if kept is not None:
             models.append((channels, *kept))
     return replace(settings, models=tuple(models))
 
 
 def _fit(
-    sources: list[Source], settings: Settings, engine: Engine, channels: int, announce: Callable[..., None]
+    sources: list[Source],
+    settings: Settings,
+    engine: Engine,
+    channels: int,
+    *,
+    announce: Callable[..., None],
+    deadly: frozenset[Source] = frozenset(),
 ) -> tuple[Path, str] | None:
     """Fit in the background, and tell now and then how far it is."""
     chosen = sample_of(sources, MOST_IMAGES[settings.preset], settings.seed)
@@ -132,6 +145,10 @@ def _fit(
         return None
     if isinstance(outcome, tuple):
         return outcome
+    rest = [source for source in sources if source not in deadly]
+    if isinstance(outcome, WorkerDied) and 0 < len(rest) < len(sources):
+        announce("the worker process of the fit died: it is made again without images that earlier runs died over")
+        return _fit(rest, settings, engine, channels, announce=announce)
     why = (
         sentence(outcome) if isinstance(outcome, BaseException) else "none of them can be fitted to (the notes say why)"
     )

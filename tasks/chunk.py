@@ -23,6 +23,7 @@ from tasks.blocks import denoise_in_blocks, in_blocks
 from tasks.denoise import denoise
 from tasks.evaluate import evaluate
 from tasks.faults import RETRY_SECONDS, Interrupted, is_out_of_memory, stop_if_interrupted
+from tasks.in_work import noted
 from tasks.ledger import CHANGED_AT, Part
 from tasks.load import load
 from tasks.save import save, save_noisy
@@ -93,7 +94,8 @@ def _each(
             continue
         work = Work(source, settings, number)
         try:
-            _process(work, settings, seen=settings.steps_are_seen)
+            with noted(source, settings):
+                _process(work, settings, seen=settings.steps_are_seen)
         except Exception as fault:
             if not last_try:
                 raise

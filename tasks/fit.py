@@ -18,6 +18,7 @@ from tasks import activity
 from tasks.add_noise import add_noise
 from tasks.blocks import in_blocks, some_frames
 from tasks.faults import stop_if_interrupted
+from tasks.in_work import noted
 from tasks.load import load
 from tasks.settings import Settings
 from tasks.slots import hold_slot
@@ -126,13 +127,14 @@ def _noisy(source: Source, stack: int, settings: Settings) -> Pixels | None:
     """
     stop_if_interrupted()
     work = Work(source, settings)
-    if in_blocks(source, settings):
-        return some_frames(work, settings, stack)
-    load.fn(work, settings)
-    if settings.style is not None and not work.failed:
-        paint(work, settings)
-    if settings.noise != "none" and not work.failed:
-        add_noise.fn(work, settings)
+    with noted(source, settings):
+        if in_blocks(source, settings):
+            return some_frames(work, settings, stack)
+        load.fn(work, settings)
+        if settings.style is not None and not work.failed:
+            paint(work, settings)
+        if settings.noise != "none" and not work.failed:
+            add_noise.fn(work, settings)
     return None if work.failed or work.noisy is None else work.noisy[source.arrangement.stack(stack)]
 
 

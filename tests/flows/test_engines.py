@@ -113,6 +113,15 @@ def test_an_image_that_kills_its_worker_fails_alone(settings: Settings, tmp_path
     assert (row["source"], row["status"], row["error_type"]) == (sources[0].name, "failed", "WorkerDied")
 
 
+def test_deaths_of_earlier_runs_count(settings: Settings, tmp_path: Path) -> None:
+    sources = scan(write_images(tmp_path, 1), settings.output, max_pixels=10**8, config_digest="d").todo
+    deaths = Deaths(settings, earlier=MOST_TRIES - 2)
+    for rows in (0, 1):
+        deaths.begins(1, sources)
+        assert deaths.verdict(1, sources, WorkerDied()) is None
+        assert len(Part(settings.run_folder, 1).rows()) == rows
+
+
 def test_what_kills_worker_after_worker_fails_the_chunk(settings: Settings, tmp_path: Path) -> None:
     sources = scan(write_images(tmp_path, 4), settings.output, max_pixels=10**8, config_digest="d").todo
     deaths = Deaths(settings)

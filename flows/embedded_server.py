@@ -6,11 +6,19 @@ import os
 import socket
 import sys
 import threading
+import time
 from typing import Any
+
+_LOG_BYTES = 10_000_000
+_LOOK_SECONDS = 0.5
 
 
 def main() -> None:
-    """Serve the Prefect API on the inherited listening socket whose descriptor is the first argument."""
+    """Serve the Prefect API on the inherited listening socket whose descriptor is the first argument.
+
+    The second one is the name of the file to which the standard output and the standard error lead, if it has a name.
+    """
+    threading.Thread(target=keep_short, args=(sys.argv[2],), daemon=True).start()
     import uvicorn
 
     listening = socket.socket(fileno=int(sys.argv[1]))
@@ -26,6 +34,28 @@ def main() -> None:
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     server.run(sockets=[listening])
+
+
+def keep_short(name: str) -> None:
+    """Watch the file of what this process says: once it is long it gets ``.1`` after its name, and a new one is begun.
+
+    A busy database makes a server say megabytes in minutes. A file without a name begins anew.
+    """
+    while True:
+        time.sleep(_LOOK_SECONDS)
+        if os.fstat(1).st_size <= _LOG_BYTES:
+            continue
+        try:
+            if not name:
+                raise FileNotFoundError
+            os.replace(name, f"{name}.1")  # noqa: PTH105 - of a process that starts with little
+            new = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        except OSError:
+            os.ftruncate(1, 0)
+            continue
+        for number in (1, 2):
+            os.dup2(new, number)
+        os.close(new)
 
 
 def _app() -> Any:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from flows.errors import StartError
 from tasks.background import beside
@@ -23,8 +24,6 @@ from tasks.faults import stop_if_interrupted
 START_SECONDS = 300.0  # on a machine that is busy; one that ends at once is noticed at once
 _MOST_RESTARTS = 5
 _RECOVERED_SECONDS = 300.0
-_LOOK_SECONDS = 0.5
-_LOG_BYTES = 10_000_000
 
 log = logging.getLogger("tasks")
 
@@ -33,8 +32,7 @@ class ServerProcess:
     """The server's process; one that dies is replaced, since Prefect's calls would wait for it for minutes.
 
     It serves on ``host`` and ``port`` (0: any that is free) with ``environment`` as its settings, and what it says goes to
-    the end of the file ``said``, or of a temporary one. Once that is longer than 10 MB, its last 10 MB move to a file beside it,
-    with ``.1`` after its name: a busy database makes a server say megabytes in minutes.
+    the end of the file ``said``, or of a temporary one, which it keeps short (:func:`flows.embedded_server.keep_short`).
 
     Raises:
         OSError: the address is not to be had.
@@ -45,18 +43,15 @@ class ServerProcess:
     ) -> None:
         self.host, self.port = host, port
         self._environment = environment
-        self._said_path = said
-        self._said = tempfile.TemporaryFile() if said is None else said.open("a+b")  # noqa: SIM115 - closed by end()
-        fcntl.fcntl(
-            self._said, fcntl.F_SETFL, os.O_APPEND
-        )  # the child's too: where to write is the file's end, wherever that is
-        self._shorten()
-        self._from = self._said.seek(0, os.SEEK_END)
+        self._said = said
+        self._temporary = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end()
+        with self._open_said() as words:
+            self._from = words.seek(0, os.SEEK_END)
         self.gave_up = threading.Event()
         try:
             self.child = self._start()
         except BaseException:
-            self._said.close()
+            self._temporary.close()
             raise
 
     @property
@@ -75,16 +70,25 @@ class ServerProcess:
             listening.bind(address)
             listening.listen(128)
             self.port = listening.getsockname()[1]
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "flows.embedded_server", str(listening.fileno())],
-                stdin=subprocess.PIPE,
-                stdout=self._said,
-                stderr=self._said,
-                pass_fds=[listening.fileno()],
-                start_new_session=True,
-                umask=0o077,  # its database has paths, parameters and logs: its owner's alone, in any folder
-                env={**self._environment, "PREFECT__SERVER_FINAL": "1"},
-            )
+            with self._open_said() as words:
+                return subprocess.Popen(
+                    [sys.executable, "-P", "-m", "flows.embedded_server", str(listening.fileno()), self._said or ""],
+                    stdin=subprocess.PIPE,
+                    stdout=words,
+                    stderr=words,
+                    pass_fds=[listening.fileno()],
+                    start_new_session=True,
+                    umask=0o077,  # its database has paths, parameters and logs: its owner's alone, in any folder
+                    env={**self._environment, "PREFECT__SERVER_FINAL": "1"},
+                )
+
+    def _open_said(self) -> IO[bytes]:
+        """The file of what it says, to be read, and written to at its end."""
+        if self._said is not None:
+            return self._said.open("a+b")
+        words = os.fdopen(os.dup(self._temporary.fileno()), "a+b")
+        fcntl.fcntl(words, fcntl.F_SETFL, os.O_APPEND)  # open() sees to that for a name only
+        return words
 
     def wait_until_healthy(self, *, seconds: float = START_SECONDS) -> None:
         """Wait for the server's first answer; raises :class:`StartError` with its last words where there is none."""
@@ -95,7 +99,6 @@ class ServerProcess:
         with httpx.Client(timeout=5.0, trust_env=False) as client:
             while time.monotonic() < deadline:
                 stop_if_interrupted()
-                self._shorten()
                 if self.child.poll() is not None:
                     problem = f"it ended with exit status {self.child.returncode}"
                     break
@@ -119,8 +122,7 @@ class ServerProcess:
         def watch(leaving: threading.Event) -> None:
             restarts = 0
             last = time.monotonic()
-            while not leaving.wait(_LOOK_SECONDS):
-                self._shorten()
+            while not leaving.wait(0.5):
                 if self.child.poll() is None:
                     continue
                 restarts = 1 if time.monotonic() - last > _RECOVERED_SECONDS else restarts + 1
@@ -139,21 +141,10 @@ class ServerProcess:
 
     def last_words(self) -> str:
         """The last line that the process printed."""
-        self._said.seek(self._from)
-        return " ".join(self._said.read().decode(errors="replace").strip().splitlines()[-1:])
-
-    def _shorten(self) -> None:
-        """Keep the file of what was said below its bound, and its end, also where the disk is full."""
-        length = os.fstat(self._said.fileno()).st_size
-        if length <= _LOG_BYTES:
-            return
-        if self._said_path is not None:
-            before = self._said_path.with_name(f"{self._said_path.name}.1")
-            with contextlib.suppress(OSError):
-                before.touch(mode=0o600)
-                before.write_bytes(os.pread(self._said.fileno(), _LOG_BYTES, length - _LOG_BYTES))
-        os.ftruncate(self._said.fileno(), 0)
-        self._from = 0
+        with self._open_said() as words:
+            length = words.seek(0, os.SEEK_END)
+            words.seek(self._from if self._from <= length else 0)
+            return " ".join(words.read().decode(errors="replace").strip().splitlines()[-1:])
 
     def end(self) -> None:
         """Ask it to end, and see that it does."""
@@ -165,4 +156,4 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()
-        self._said.close()
+        self._temporary.close()

@@ -25,7 +25,7 @@ PATIENCE = 300.0  # seconds: nothing here takes long, and a busy machine must no
 OPTIONS = ("--method", "nl-bayes", "--noise", "gauss:25", "--slots", 2, "--chunk", 3)
 VOLATILE = {
     "run_id", "created_at", "slot_wait_seconds", "fit_started_at", "fit_finished_at", "fit_seconds", "denoise_seconds",
-    "seconds",
+    "seconds", "style_seconds",
 }  # fmt: skip
 KILLS_A_ROUND = 5
 _MARK = "DENOISE_TESTS_RUN"
@@ -214,10 +214,10 @@ def unlike(output: Path, expected: Undisturbed) -> list[str]:
 
 
 def files(output: Path) -> dict[str, str]:
-    """Digests of everything below the output that is the same in every run: the images, and networks if any."""
+    """Digests of everything below the output that is the same in every run: the images, what led to them, and networks if any."""
     return {
         str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for folder in ("images", "noisy", "models")
+        for folder in ("images", "stylized", "noisy", "models")
         for path in (output / folder).rglob("*")
         if path.is_file()
     }

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from flows.compare import CompareSummary
     from flows.compare_config import CompareConfig
-    from flows.config import Config, RunConfig
+    from flows.config import RunConfig
+    from flows.config_files import Config
     from flows.progress import Summary
 
 DONE, SOME_FAILED, NOT_STARTED = 0, 1, 2
@@ -292,7 +293,7 @@ def _compare(options: dict[str, Any]) -> int:
 
 def _configured(options: dict[str, Any], model: type[Config]) -> tuple[Config, bool, bool]:
     """The configuration from the command line over a file; whether nothing is to be written; whether JSON is wanted."""
-    from flows.config import build, read_toml
+    from flows.config_files import build, read_toml
 
     dry, as_json = options.pop("dry_run", False), options.pop("json", False)
     file = options.pop("config", None)

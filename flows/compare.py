@@ -22,8 +22,9 @@ from denoise_core import __version__
 from denoise_core.device import Device
 from denoise_core.images import write_atomic
 from flows import preflight
+from flows.choices import MOST_SLOTS, MethodChoice, OnExisting, Scope
 from flows.compare_config import CompareConfig
-from flows.config import MOST_SLOTS, MethodChoice, OnExisting, RunConfig, Scope
+from flows.config import RunConfig
 from flows.console import duration
 from flows.denoise_directory import only_run, run_into, too_many
 from flows.engine import opened

@@ -14,17 +14,10 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from flows.config import (
-    PRESETS,
-    MethodChoice,
-    OnExisting,
-    Preset,
-    RunConfig,
-    Scope,
-    check_run_options,
-    for_the_form,
-    to_toml,
-)
+from flows.choices import PRESETS, MethodChoice, OnExisting, Preset, Scope
+from flows.config import RunConfig, check_run_options
+from flows.config_files import to_toml
+from flows.form import for_the_form
 
 
 class Protocol(StrEnum):

@@ -8,148 +8,28 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
-import tomllib
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from denoise_core.errors import DenoiseError
-
-MOST_SLOTS = 64
-LEAST_WEIGHT = 1e-6  # of a style or content loss that counts at all: Adam's ε, added to its gradients, is 1e-8
-
-
-class ConfigError(DenoiseError):
-    """An option is unknown or has a value that it cannot have; the message is one sentence."""
-
-
-class MethodChoice(StrEnum):
-    """What denoises."""
-
-    AUTO = "auto"
-    ZS_FIT = "zs-fit"
-    NL_BAYES = "nl-bayes"
-    ZS_N2N = "zs-n2n"
-    NLM = "nlm"
-    WAVELET = "wavelet"
-    TV = "tv"
-    BM3D = "bm3d"
-    NONE = "none"
-
-
-class Preset(StrEnum):
-    """How a method is fitted."""
-
-    FAST = "fast"
-    PAPER = "paper"
-    BEST = "best"
-
-
-class Scope(StrEnum):
-    """What one fit of zs-fit serves."""
-
-    AUTO = "auto"
-    IMAGE = "image"
-    STACK = "stack"
-    DIRECTORY = "directory"
-
-
-class Channels(StrEnum):
-    """Which channels of an image are denoised together."""
-
-    AUTO = "auto"
-    JOINT = "joint"
-    SEPARATE = "separate"
-
-
-class StylePresetChoice(StrEnum):
-    """How a style is transferred; the names of :data:`style_core.PRESETS`."""
-
-    SEED = "seed"
-    GATYS = "gatys"
-    BEST = "best"
-
-
-class StyleOptimiser(StrEnum):
-    """What paints; the optimisers of :class:`style_core.StylePreset`."""
-
-    LBFGS = "lbfgs"
-    ADAM = "adam"
-
-
-OF_STYLE_PRESET = {
-    "style_layers": "style_layers",
-    "content_layers": "content_layers",
-    "style_weight": "style_weight",
-    "content_weight": "content_weight",
-    "style_steps": "steps",
-    "style_optimiser": "optimizer",
-}
-"""Options that take the place of what the preset says, and its fields in :class:`style_core.StylePreset`."""
-
-DOWNLOAD = "download"
-"""In place of a path for ``--vgg-weights``: torchvision's own file may be fetched."""
-
-PRESETS = {
-    MethodChoice.ZS_FIT: (Preset.FAST, Preset.BEST),
-    MethodChoice.NL_BAYES: (Preset.FAST,),
-    MethodChoice.ZS_N2N: (Preset.FAST, Preset.PAPER),
-    MethodChoice.NLM: (Preset.FAST,),
-    MethodChoice.WAVELET: (Preset.FAST,),
-    MethodChoice.TV: (Preset.FAST,),
-    MethodChoice.BM3D: (Preset.FAST,),
-    MethodChoice.NONE: (Preset.FAST,),
-}
-
-
-class OnExisting(StrEnum):
-    """What a run does where OUTPUT holds earlier results."""
-
-    RESUME = "resume"
-    OVERWRITE = "overwrite"
-    ERROR = "error"
-
-
-def for_the_form(schema: dict[str, Any]) -> None:
-    """Say in a JSON schema what Prefect's form shows of no field by itself: a readable title, the bounds, what a path is."""
-    for name, field in schema["properties"].items():
-        field["title"] = name.replace("_", " ").capitalize().replace("Vgg", "VGG").replace("sha256", "SHA-256")
-        if field.get("items", field).get("pattern", "").startswith("^/"):
-            field["description"] += " An absolute path: a run of a deployment has no folder of its own."
-        bounds = {key: value for kind in field.get("anyOf", [field]) for key, value in kind.items() if key in _BOUNDS}
-        said = [f"{words} {bounds[key]:,.12g}" for key, words in _BOUNDS.items() if bounds.get(key, math.inf) < 2**53]
-        if said:
-            field["description"] += f" {' and '.join(said).capitalize()}."
-
-
-_BOUNDS = {
-    "minimum": "at least",
-    "exclusiveMinimum": "more than",
-    "maximum": "at most",
-    "exclusiveMaximum": "less than",
-}
-
-
-_ABSOLUTE: dict[str, Any] = {"pattern": "^/"}
-
-
-def _absolute_items(field: dict[str, Any]) -> None:
-    field["items"] |= _ABSOLUTE
-
-
-def _noise_pattern(field: dict[str, Any]) -> None:
-    """How noise is written, roughly, for the server to refuse what is no noise at once; the bounds are left to the run."""
-    from denoise_core.noise import KINDS
-
-    level = "[0-9.eE+ -]+"
-    kinds = (
-        f"{name}:{'/'.join([level] * len(kind.parameters))}" if kind.parameters else name
-        for name, kind in KINDS.items()
-    )
-    field["pattern"] = f"^({'|'.join(kinds)})$"
+from flows.choices import (
+    DOWNLOAD,
+    LEAST_WEIGHT,
+    MOST_SLOTS,
+    OF_STYLE_PRESET,
+    PRESETS,
+    Channels,
+    MethodChoice,
+    OnExisting,
+    Preset,
+    Scope,
+    StyleOptimiser,
+    StylePresetChoice,
+)
+from flows.config_files import to_toml
+from flows.form import ABSOLUTE, absolute_items, for_the_form, noise_pattern
 
 
 class RunConfig(BaseModel):
@@ -158,10 +38,10 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=for_the_form)
 
     input: Path = Field(
-        json_schema_extra=_ABSOLUTE, description="A directory of images, or one image. It is never written to."
+        json_schema_extra=ABSOLUTE, description="A directory of images, or one image. It is never written to."
     )
     output: Path = Field(
-        json_schema_extra=_ABSOLUTE,
+        json_schema_extra=ABSOLUTE,
         description="The directory that gets images/, results.parquet, report.html and runs/.",
     )
     method: MethodChoice = Field(
@@ -184,13 +64,13 @@ class RunConfig(BaseModel):
     )
     model: Path | None = Field(
         default=None,
-        json_schema_extra=_ABSOLUTE,
+        json_schema_extra=ABSOLUTE,
         description="A network that zs-fit kept earlier (a .safetensors file, or a folder of them) to apply, instead of "
         "fitting.",
     )
     noise: str = Field(
         default="none",
-        json_schema_extra=_noise_pattern,
+        json_schema_extra=noise_pattern,
         description="The input is clean: add this noise first and score against the input. gauss:25 is σ = 25 on the "
         "0-255 scale, brown:25 the same, correlated in space; poisson:30 is a peak of 30 photons, poisson-gauss:30/5 that and "
         "σ = 5; of a share of pixels, bernoulli:0.5 makes black, salt-pepper:0.1 black or white, impulse:0.3 a random colour, "
@@ -203,7 +83,7 @@ class RunConfig(BaseModel):
     )
     style: tuple[Path, ...] = Field(
         default=(),
-        json_schema_extra=_absolute_items,
+        json_schema_extra=absolute_items,
         description="Paint every image in the manner of this one first (Gatys' neural style transfer); given several times, "
         "their styles are blended. What was painted is kept in OUTPUT/stylized, and scores refer to it.",
     )
@@ -268,7 +148,7 @@ class RunConfig(BaseModel):
     )
     reference: Path | None = Field(
         default=None,
-        json_schema_extra=_ABSOLUTE,
+        json_schema_extra=ABSOLUTE,
         description="A directory of clean images under the same relative paths, to score against.",
     )
     crop: int | None = Field(
@@ -538,12 +418,6 @@ def check_run_options(config: Any) -> None:
         raise ValueError("--worker-wait is an option of --engine dask:ADDRESS")
 
 
-def to_toml(config: BaseModel) -> str:
-    """The options that are set, one a line."""
-    values = config.model_dump(mode="json", exclude_none=True)
-    return "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
-
-
 def _content(model: Path) -> str:
     """What identifies the model, or the models in a folder: their bytes. A missing one is found later, by preflight."""
     files = sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
@@ -562,65 +436,3 @@ def content(path: Path) -> str:
 def _content_of(path: Path, size: int, changed: int) -> str:  # noqa: ARG001 - they tell whether it is the same file still
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _toml(value: object) -> str:
-    """A string, number, boolean or list of strings as TOML writes it: JSON, but for escapes that TOML does not know."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, str):
-        value = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The options of a TOML file, by their field names (dashes may stand for underscores)."""
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"--config: there is no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config: {path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"--config: {path} is not TOML: {error}") from None
-    return {key.replace("-", "_"): value for key, value in document.items()}
-
-
-Config = TypeVar("Config", bound=BaseModel)
-
-
-def build(options: dict[str, Any], model: type[Config] = RunConfig) -> Config:  # type: ignore[assignment]
-    """The configuration from named options; raises :class:`ConfigError` with one sentence that names the option."""
-    try:
-        return model(**options)
-    except ValidationError as error:
-        raise ConfigError(_sentence(error, model)) from None
-
-
-_PATTERNS = {
-    "--axes": "no order of axes: any of T, Z, C, Q, then YX, then S where the images have colours",
-    "--vgg-sha256": "no SHA-256, which has 64 hexadecimal digits",
-    "--device": "not one of auto, all, cpu, cuda, cuda:N, or several as cuda:0,cuda:1",
-    "--engine": "not one of local, processes, dask, dask:ADDRESS, which is HOST:PORT or such as tcp://10.0.0.5:8786",
-}
-
-
-def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first fault of a validation, in a user's words."""
-    command = "run" if model is RunConfig else "compare"
-    fault = error.errors(include_url=False)[0]
-    name = "--" + str(fault["loc"][0]).replace("_", "-") if fault["loc"] else ""
-    if name in {"--input", "--output"}:
-        name = name[2:].upper()
-    given = fault.get("input")
-    if fault["type"] == "value_error":
-        message = str(fault["ctx"]["error"])
-        return f"{name}: {message}" if name else message
-    if fault["type"] == "extra_forbidden":
-        valid = ", ".join(field.replace("_", "-") for field in model.model_fields)
-        return f"{name[2:]} is no option of denoise {command}; the options are {valid}"
-    if fault["type"] == "missing":
-        return f"{name} is missing: denoise {command} INPUT OUTPUT"
-    if fault["type"] == "string_pattern_mismatch":
-        return f"{name}: {given!r} is {_PATTERNS.get(name, _PATTERNS['--device'])}"
-    return f"{name}: {given!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

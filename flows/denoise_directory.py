@@ -25,8 +25,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from denoise_core.device import Device
 from denoise_core.images import remove_stale_temporaries
 from flows import preflight, scopes, styles
+from flows.choices import MOST_SLOTS, MethodChoice, OnExisting, Preset, Scope
 from flows.compare_config import CompareConfig
-from flows.config import MOST_SLOTS, MethodChoice, OnExisting, Preset, RunConfig, Scope
+from flows.config import RunConfig
 from flows.console import duration
 from flows.engine import Deaths, Engine, EngineLost, Threads, WorkerDied, opened
 from flows.errors import OutputBusy, StartError

@@ -12,7 +12,8 @@ import psutil
 from denoise_core import __version__
 from denoise_core.device import Device
 from flows import running
-from flows.config import Preset, RunConfig
+from flows.choices import Preset
+from flows.config import RunConfig
 from flows.errors import StartError
 from flows.server import prepare_environment, real_server
 from tasks.prefect_api import shown

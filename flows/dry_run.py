@@ -8,8 +8,9 @@ from typing import Any
 
 from denoise_core.device import Device, choose_all
 from flows import compare, scopes, styles
+from flows.choices import OnExisting
 from flows.compare_config import CompareConfig
-from flows.config import OnExisting, RunConfig
+from flows.config import RunConfig
 from flows.console import printable
 from tasks.scan import Scan, scan
 from tasks.settings import Style

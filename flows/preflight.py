@@ -7,7 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from flows.config import DOWNLOAD, OnExisting, RunConfig, content
+from flows.choices import DOWNLOAD, OnExisting
+from flows.config import RunConfig, content
 from flows.errors import StartError
 
 FOLDERS = ("images", "stylized", "noisy", "models", "runs")

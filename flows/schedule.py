@@ -25,7 +25,8 @@ from zoneinfo import ZoneInfo
 from filelock import FileLock, Timeout
 
 from flows import preflight, running, service
-from flows.config import DOWNLOAD, RunConfig
+from flows.choices import DOWNLOAD
+from flows.config import RunConfig
 from flows.console import printable
 from flows.errors import StartError
 from flows.server import prepare_environment

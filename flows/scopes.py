@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from denoise_core.errors import DenoiseError
-from flows.config import OnExisting, RunConfig, Scope, content
+from flows.choices import OnExisting, Scope
+from flows.config import RunConfig, content
 from flows.engine import Engine, EngineLost, WorkerDied
 from flows.errors import StartError
 from tasks import activity

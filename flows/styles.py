@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from denoise_core.errors import DenoiseError
-from flows.config import DOWNLOAD, RunConfig, content
+from flows.choices import DOWNLOAD
+from flows.config import RunConfig, content
 from flows.errors import StartError
 from style_core.errors import StyleError
 from tasks.faults import sentence

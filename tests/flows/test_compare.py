@@ -395,7 +395,7 @@ def test_the_published_figures_stand_beside_kodak_by_the_published_protocol(
     from denoise_core.device import choose
     from flows.compare import look
     from flows.compare_config import CompareConfig
-    from flows.config import build
+    from flows.config_files import build
     from flows.protocol import protocol_of
 
     def published(**options: object) -> list[dict[str, float]]:
@@ -433,7 +433,7 @@ def test_a_cluster_that_is_not_there_is_said_before_anything_is_done(
 
 def test_failed_images_fail_a_strict_comparison_in_prefect(photos: Path, tmp_path: Path) -> None:
     from flows.compare_config import CompareConfig
-    from flows.config import build
+    from flows.config_files import build
 
     (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:200])
     given = {"input": photos, "output": tmp_path / "out", "methods": "none", "noise": "gauss:25"}

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from flows.choices import MethodChoice
 from flows.compare_config import CompareConfig, parse_candidate, slug
-from flows.config import ConfigError, MethodChoice, RunConfig, build, read_toml
+from flows.config import RunConfig
+from flows.config_files import ConfigError, build, read_toml
 
 
 def config(**options: object) -> CompareConfig:
@@ -128,5 +130,5 @@ def test_options_that_a_run_has_too_are_described_alike() -> None:
 
 
 def test_the_crop_is_part_of_a_run_s_digest() -> None:
-    digests = {build({"input": "in", "output": "out", "crop": crop}).digest() for crop in (None, 64, 65)}
+    digests = {build({"input": "in", "output": "out", "crop": crop}, RunConfig).digest() for crop in (None, 64, 65)}
     assert len(digests) == 3

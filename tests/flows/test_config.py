@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import ConfigError, RunConfig, build, read_toml
+from flows.config import RunConfig
+from flows.config_files import ConfigError, build, read_toml
 
 
 def config(**options: object) -> RunConfig:
-    return build({"input": "in", "output": "out", **options})
+    return build({"input": "in", "output": "out", **options}, RunConfig)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_toml_round_trip(tmp_path: Path) -> None:
     before = config(noise="poisson:30", seed=7, chunk=3, reference=None, max_megapixels=1.5, clip_noise=True)
     file = tmp_path / "run.toml"
     file.write_text(before.to_toml(), encoding="utf-8")
-    assert build(read_toml(file)) == before
+    assert build(read_toml(file), RunConfig) == before
 
 
 def test_toml_takes_the_command_lines_spelling(tmp_path: Path) -> None:
@@ -124,9 +125,9 @@ def test_every_option_is_described() -> None:
 
 
 def test_axes_and_channels_decide_the_digest_only_where_they_are_given() -> None:
-    plain = build({"input": "a", "output": "b"})
-    assert plain.digest() != build({"input": "a", "output": "b", "axes": "ZYX"}).digest()
-    assert plain.digest() != build({"input": "a", "output": "b", "channels": "joint"}).digest()
+    plain = build({"input": "a", "output": "b"}, RunConfig)
+    assert plain.digest() != build({"input": "a", "output": "b", "axes": "ZYX"}, RunConfig).digest()
+    assert plain.digest() != build({"input": "a", "output": "b", "channels": "joint"}, RunConfig).digest()
     for wrong in ("XY", "zyx", "TZ", "YXT", ""):
         with pytest.raises(ConfigError, match=r"--axes: .* is no order of axes"):
-            build({"input": "a", "output": "b", "axes": wrong})
+            build({"input": "a", "output": "b", "axes": wrong}, RunConfig)

@@ -26,7 +26,8 @@ from denoise_core.methods import zs_fit
 from denoise_core.methods.zs_fit.fitting import Size
 from flows import dask_engine, preflight
 from flows.cli import main
-from flows.config import ConfigError, RunConfig, build
+from flows.config import RunConfig
+from flows.config_files import ConfigError, build
 from flows.engine import MOST_TRIES, Deaths, WorkerDied
 from flows.errors import StartError
 from tasks import ledger, table, worker
@@ -61,7 +62,7 @@ def until(so: Callable[[], object], started: Started | None = None) -> None:
 
 
 def config(**options: Any) -> RunConfig:
-    return build({"input": "in", "output": "out", **options})
+    return build({"input": "in", "output": "out", **options}, RunConfig)
 
 
 @pytest.mark.parametrize("name", ["local", "processes", "dask", "dask:tcp://10.0.0.5:8786", "dask:tls://head:8786"])

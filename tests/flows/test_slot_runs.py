@@ -21,7 +21,8 @@ from denoise_core.methods import zs_fit
 from denoise_core.methods.zs_fit import fitting, together
 from denoise_core.methods.zs_fit.fitting import Size
 from flows.cli import main
-from flows.config import build
+from flows.config import RunConfig
+from flows.config_files import build
 from flows.denoise_directory import share
 from tasks import table
 from tasks.admission import admitted, offer
@@ -174,5 +175,5 @@ def test_the_fits_of_as_many_images_as_there_are_slots_are_one_batch_and_the_byt
 def test_a_gpu_has_as_many_slots_as_its_memory_holds_where_their_fits_are_one_batch(
     options: dict[str, object], memory: int, slots: int
 ) -> None:
-    config = build({"input": "in", "output": "out", **options})
+    config = build({"input": "in", "output": "out", **options}, RunConfig)
     assert share(Device("cuda:0", "bfloat16", 8, "a card", memory), config)[1] == slots

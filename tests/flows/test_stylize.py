@@ -24,7 +24,8 @@ from denoise_core import metrics
 from denoise_core.device import choose
 from flows import styles
 from flows.cli import main
-from flows.config import build
+from flows.config import RunConfig
+from flows.config_files import build
 from style_core.objective import Objective
 from tasks import report, table
 from tasks.report_page import display_range
@@ -267,8 +268,10 @@ def test_an_option_that_says_what_the_preset_says_changes_nothing(tmp_path: Path
     plain: dict[str, Any] = {"input": tmp_path, "output": tmp_path / "o", "style": paint, "vgg_weights": str(weights)}
     seed = style_core.PRESETS["seed"]
     same = {"style_layers": list(seed.style_layers), "content_weight": seed.content_weight, "style_optimiser": "lbfgs"}
-    assert build({**plain, **same}).style_digest() == build(plain).style_digest()
-    assert build({**plain, "style_optimiser": "adam"}).style_digest() != build(plain).style_digest()
+    assert build({**plain, **same}, RunConfig).style_digest() == build(plain, RunConfig).style_digest()
+    assert (
+        build({**plain, "style_optimiser": "adam"}, RunConfig).style_digest() != build(plain, RunConfig).style_digest()
+    )
 
 
 def test_a_painting_that_breaks_down_is_the_images_own_error(
@@ -465,7 +468,7 @@ def test_a_dry_run_says_what_would_be_painted(
 
 def a_style(paint: Path, weights: Path, **options: Any) -> tasks.stylize.Style:
     config = {"input": paint.parent, "output": paint.parent, "style": paint, "vgg_weights": str(weights), **options}
-    found = styles.of(build(config))
+    found = styles.of(build(config, RunConfig))
     assert found is not None
     return found
 

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.config import MethodChoice, RunConfig
+from flows.choices import MethodChoice
+from flows.config import RunConfig
 from tests.watching import PATIENCE, server, wait_for_timeline
 
 ROOT = Path(__file__).parents[2]

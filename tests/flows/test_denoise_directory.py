@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 from PIL import Image
+from prefect import task
 
 import flows.denoise_directory
 import tasks.chunk
@@ -365,7 +366,7 @@ def test_names_that_are_no_unicode_have_rows_of_their_own(tmp_path: Path, photo:
 
 
 def test_a_file_that_vanishes_and_one_that_changes(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = tasks.chunk.load
+    real = tasks.chunk.load.fn
 
     def late(work: Any, settings: Any) -> None:
         (tree / "rgb.png").unlink(missing_ok=True)
@@ -375,7 +376,7 @@ def test_a_file_that_vanishes_and_one_that_changes(tree: Path, tmp_path: Path, m
             os.mkfifo(tree / "photo.jpg")
         real(work, settings)
 
-    monkeypatch.setattr(tasks.chunk, "load", late)
+    monkeypatch.setattr(tasks.chunk, "load", task(late))
     assert run(tree, tmp_path / "out", "--method", "none", "--chunk", 4) == 1
     rows = rows_of(tmp_path / "out")
     assert "vanished" in rows["rgb.png"]["error"]

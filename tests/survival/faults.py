@@ -247,7 +247,7 @@ def clock_set_back(night: Night) -> None:
         def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:  # type: ignore[override]
             return super().now(tz) - datetime.timedelta(days=365)
 
-    clock = SimpleNamespace(datetime=LastYear, UTC=datetime.UTC)
+    clock = SimpleNamespace(**{**vars(datetime), "datetime": LastYear})
     with mock.patch.object(flows.denoise_directory, "datetime", clock), mock.patch.object(table, "datetime", clock):
         assert night.run(images=images)[0] == 0
     first, second = ledger.run_folders(night.output)

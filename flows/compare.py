@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from denoise_core import __version__
 from denoise_core.device import Device
-from denoise_core.images import write_atomic
 from flows import preflight
 from flows.choices import MOST_SLOTS, MethodChoice, OnExisting, Scope
 from flows.compare_config import CompareConfig
@@ -37,24 +35,21 @@ from tasks import scan as scanning
 from tasks.comparison import Cell
 from tasks.comparison_page import PAGE, SHEET, write_summary
 from tasks.faults import Interrupted, interrupt, sentence
+from tasks.fit import LEAST_IMAGES, by_kind
 from tasks.outputs import lies_below
 from tasks.scan import Scan
 from tasks.table import DONE, FAILED, text
 from tasks.work import Source
 
-IMAGES = "images.sha256"
-"""In the folder of a cell whose images share a fit: which images these were."""
-
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell, its run, and how many images are still to do; `anew`: all of them, since they share a fit and are others now."""
+    """A cell, its run, and how many images are still to do."""
 
     cell: Cell
     config: RunConfig
     todo: int
     done: int
-    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,8 @@ class CompareSummary:
     lines: list[dict[str, Any]]  # the summary: a line for every noise and method
     table: str
     report: str
-    failures: list[dict[str, str]]  # of the first hundred
+    failures: list[dict[str, str]]  # the first hundred: an image and why, by however many methods
+    different_failures: int
 
 
 @flow(
@@ -118,7 +114,7 @@ def compare(config: CompareConfig) -> State[Any]:
             with opened(config.cell(config.methods[0], config.noises[0], config.seed)) as engine:
                 device = engine.devices(config.device)[0]  # a cluster that cannot do it is said now
             introduce(config, device.name, images=len(found.todo), left=len(found.todo))
-            cells = _work_through(plan(config, found), _images_of(found))
+            cells = _work_through(plan(config, found))
             return _end(config, found, device, cells, started)
     except Interrupted:
         return Cancelled(message="stopped by the user before anything was done")
@@ -144,10 +140,13 @@ def check(config: CompareConfig, *, writes: bool = True) -> None:
         raise StartError(f"OUTPUT: {cells} is in the way: a folder is wanted there")
     if (config.output / "runs").exists():
         raise StartError(f"OUTPUT: {config.output} is that of a run; give the comparison a folder of its own")
-    for _, _, run in _runs(config):
-        preflight.check_apart(config.input, run.output)
-        if not lies_below(cells, f"{run.output.relative_to(cells)}/images"):
-            raise StartError(f"OUTPUT: {run.output} leads elsewhere by a link; remove the link")
+    for path in (
+        config.cell(candidate, noise, config.seed).output for noise in config.noises for candidate in config.methods
+    ):
+        preflight.check_apart(config.input, path)
+    for path in (*cells.glob("*"), *cells.glob("*/*")):
+        if not lies_below(cells, f"{path.relative_to(cells)}/images"):
+            raise StartError(f"OUTPUT: {path} leads elsewhere by a link; remove the link")
     if config.on_existing is OnExisting.ERROR and (config.output / comparison.TABLE).exists():
         raise StartError(f"OUTPUT: {config.output} has an earlier comparison and --on-existing is error")
 
@@ -165,42 +164,32 @@ def look(config: CompareConfig) -> Scan:
 
 
 def plan(config: CompareConfig, found: Scan) -> list[Planned]:
-    """The cells in the order in which they are worked on."""
+    """The cells in the order in which they are worked on: every method at one noise, then the next noise, then the next seed."""
     planned = []
-    for candidate, noise, run in _runs(config):
-        folder = config.output.resolve() / run.output.relative_to(config.output)
-        cell = Cell(candidate, noise, run.seed, run.clip_noise, run.crop, folder, run.digest())
-        done = 0 if run.on_existing is OnExisting.OVERWRITE else _done(cell, found.todo)
-        anew = done > 0 and shares_a_fit(run) and _read(cell.output / IMAGES) != _images_of(found)
-        done = 0 if anew else done
-        planned.append(Planned(cell, run, len(found.todo) - done, done, anew))
-    return planned
-
-
-def _runs(config: CompareConfig) -> Iterator[tuple[str, str, RunConfig]]:
-    """Every method at one noise, then the next noise, then the next seed: method and noise as they are named, and the run."""
     for seed in range(config.seed, config.seed + config.seeds):
         for noise in config.noises:
             for candidate in config.methods:
-                yield candidate, noise, config.cell(candidate, noise, seed)
+                shares = shares_a_fit(config.cell(candidate, noise, seed), found)
+                run = config.cell(candidate, noise, seed, images=_digest(found) if shares else "")
+                folder = config.output.resolve() / run.output.relative_to(config.output)
+                cell = Cell(candidate, noise, seed, run.clip_noise, run.crop, folder, run.digest())
+                done = 0 if run.on_existing is OnExisting.OVERWRITE else _done(cell, found.todo)
+                planned.append(Planned(cell, run, len(found.todo) - done, done))
+    return planned
 
 
-def shares_a_fit(run: RunConfig) -> bool:
-    """Whether an image's result depends on which others there are."""
-    return run.resolved_method == MethodChoice.ZS_FIT and run.scope in (Scope.AUTO, Scope.DIRECTORY)
+def shares_a_fit(run: RunConfig, found: Scan) -> bool:
+    """Whether an image's result depends on which others there are: its cell is then that of these images."""
+    if run.resolved_method != MethodChoice.ZS_FIT or run.scope not in (Scope.AUTO, Scope.DIRECTORY):
+        return False
+    most = max(map(len, by_kind(found.todo).values()), default=0)
+    return run.scope is Scope.DIRECTORY or most >= LEAST_IMAGES
 
 
-def _images_of(found: Scan) -> str:
-    """SHA-256 (hex) of which images there are."""
+def _digest(found: Scan) -> str:
+    """Eight hexadecimal digits of which images there are."""
     told = "".join(f"{source.sha256} {text(source.name)}\n" for source in found.todo)
-    return hashlib.sha256(told.encode()).hexdigest()
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except OSError:
-        return ""
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
 def _done(cell: Cell, sources: Sequence[Source]) -> int:
@@ -217,7 +206,7 @@ def _done(cell: Cell, sources: Sequence[Source]) -> int:
     )
 
 
-def _work_through(cells: list[Planned], images: str) -> list[Planned]:
+def _work_through(cells: list[Planned]) -> list[Planned]:
     """Run the cells that have something to do; those cells again, broken ones with their error."""
     whole = _Whole(cells)
     ended: list[Planned] = []
@@ -227,12 +216,6 @@ def _work_through(cells: list[Planned], images: str) -> list[Planned]:
             continue
         cell = planned.cell
         announce(f"{number} of {len(cells)}: {cell.candidate} at {cell.noise}, seed {cell.seed}: {planned.todo} images")
-        if planned.anew:
-            announce("all of them, since they share a fit and the images of this comparison are others than before")
-            shutil.rmtree(cell.output)
-        if shares_a_fit(planned.config):
-            cell.output.mkdir(parents=True, exist_ok=True)
-            write_atomic(cell.output / IMAGES, images.encode())
         error: str | None = None
         with whole.at(planned):
             try:
@@ -336,6 +319,7 @@ def _end(config: CompareConfig, found: Scan, device: Device, cells: list[Planned
         lines=[asdict(line) for line in lines],
         table=str(root / comparison.TABLE),
         report=str(root / PAGE),
+        different_failures=len(comparison.failures_of(rows)),
         failures=[
             {"source": f"{failure.source} ({failure.where})", "error": failure.error}
             for failure in comparison.failures_of(rows)[:100]

@@ -218,10 +218,11 @@ class CompareConfig(BaseModel):
             return noise.startswith("gauss:")
         return self.clip_noise
 
-    def cell(self, candidate: str, noise: str, seed: int) -> RunConfig:
-        """The run of one method at one noise."""
+    def cell(self, candidate: str, noise: str, seed: int, *, images: str = "") -> RunConfig:
+        """The run of one method at one noise; `images` tells those of other images apart, where images share a fit."""
         found = parse_candidate(candidate)
-        folder = self.output / "cells" / f"{slug(noise)}-seed-{seed}" / slug(candidate)
+        name = slug(f"{candidate}-{images}" if images else candidate)
+        folder = self.output / "cells" / f"{slug(noise)}-seed-{seed}" / name
         return RunConfig(
             input=self.input,
             output=folder,

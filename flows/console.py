@@ -113,7 +113,7 @@ def print_summary(summary: Summary | CompareSummary) -> None:
         _print_lines(summary)
     for failure in summary.failures[:_FAILURES_SHOWN]:
         print(f"failed: {printable(failure['source'])}: {printable(failure['error'])}", file=sys.stderr)
-    more = (summary.failed if isinstance(summary, Summary) else len(summary.failures)) - _FAILURES_SHOWN
+    more = (summary.failed if isinstance(summary, Summary) else summary.different_failures) - _FAILURES_SHOWN
     if more > 0:
         print(f"failed: {more} more, see the report", file=sys.stderr)
     if summary.interrupted:

@@ -55,6 +55,7 @@ def dask_settings(*, own: bool) -> Iterator[None]:
     if own:
         ours = {
             "distributed.scheduler.allowed-failures": 0,  # every death is told; the run counts them
+            "distributed.worker.profile.enabled": False,  # it looks at what a fit does a hundred times a second
             "distributed.nanny.pre-spawn-environ": {},  # the run's own: it would set OMP_NUM_THREADS, and slow malloc down
         }
     with dask.config.set(ours):
@@ -209,6 +210,7 @@ class RemoteDask(_Dask):
                 )
             time.sleep(0.2)
         runs = self._config.output.resolve() / "runs"
+        runs.mkdir(parents=True, exist_ok=True)
         probe = runs / f".seen-{uuid.uuid4().hex}"
         probe.touch()
         asked = Asked(self._config.device, self._config.input.resolve(), probe, shown(str(set_url())), _versions())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from denoise_core.device import Device, choose_all
+from denoise_core.device import Device, choose, choose_all
 from flows import compare, scopes, styles
 from flows.choices import OnExisting
 from flows.compare_config import CompareConfig
@@ -24,10 +25,17 @@ def told(config: RunConfig | CompareConfig, *, as_json: bool) -> Iterator[str]:
     Raises:
         DenoiseError: it could not start: no such device, a model, style or weights that cannot be used.
     """
-    device = choose_all(config.device)[0]
+    device = _device(config)
     if isinstance(config, RunConfig):
         return _run(config, device, as_json=as_json)
     return _compare(config, device, as_json=as_json)
+
+
+def _device(config: RunConfig | CompareConfig) -> Device:
+    """The device of a run here; that of another machine's workers is not asked for."""
+    if config.engine.startswith("dask:"):
+        return replace(choose("cpu"), name=config.device, reason="of the cluster's workers")
+    return choose_all(config.device)[0]
 
 
 def _run(config: RunConfig, device: Device, *, as_json: bool) -> Iterator[str]:

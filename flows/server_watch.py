@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextvars
+import functools
 import os
 import threading
 import time
@@ -25,8 +25,7 @@ def watched(url: str) -> Iterator[None]:
     Nothing is lost by that: what is done is in the ledger, and the same command goes on. Waiting for a server that
     restarts is Prefect's business.
     """
-    settings = contextvars.copy_context()  # Prefect's, which may be this thread's own
-    with beside(lambda leaving: settings.run(_watch, url, leaving), "server-watch"):
+    with beside(functools.partial(_watch, url), "server-watch"):
         yield
 
 

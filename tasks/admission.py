@@ -5,6 +5,7 @@ An SQLite server answers about every second fit with 503, busy with a write of i
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -17,6 +18,7 @@ import httpx
 from httpx import codes
 
 from tasks import activity
+from tasks.background import beside
 from tasks.faults import stop_if_interrupted
 from tasks.prefect_api import send, shown
 
@@ -61,13 +63,10 @@ def admitted(limit: str | None) -> Iterator[None]:
     if lease is None:
         yield
         return
-    ended = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(lease, limit, ended), name="lease", daemon=True)
-    renewing.start()
     try:
-        yield
+        with beside(functools.partial(_renew, lease, limit), "lease"):
+            yield
     finally:
-        ended.set()
         _release(lease, limit)
 
 

@@ -50,8 +50,12 @@ def test_threads_share_one_arena() -> None:
 def test_turns_are_short_while_a_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_TURN_SECONDS", 0.0002)
     before = sys.getswitchinterval()
-    with short_turns():
+    first, second = short_turns(), short_turns()
+    with first:
+        second.__enter__()
         assert sys.getswitchinterval() < before / 10
+    assert sys.getswitchinterval() < before / 10, "another one is still inside"
+    second.__exit__(None, None, None)
     assert sys.getswitchinterval() == before
 
 

@@ -1,10 +1,14 @@
-"""Signals that end a run: the first one asks it to stop, one more ends the process on the spot."""
+"""Signals that end a run: the first one asks it to stop, one more a second later ends the process on the spot.
+
+One that comes sooner is the same stop heard twice: systemd sends it to `denoise serve` and to its runs, and the service, too.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -13,11 +17,14 @@ from tasks.faults import interrupt
 
 INTERRUPTED = 130
 """The exit status of a run that was stopped."""
+AGAIN_SECONDS = 1.0
+"""From the first signal on, until which another one says nothing new."""
+_asked: list[float] = []  # when the first one came, on the monotonic clock
 
 
 @contextmanager
 def stopping_on(*numbers: int) -> Iterator[None]:
-    """While inside, these signals set `interrupt`; where that is set already, they end the process."""
+    """While inside, these signals set `interrupt`; where that was set a second ago, they end the process."""
     before = {number: signal.signal(number, _ask) for number in numbers}
     try:
         yield
@@ -43,8 +50,12 @@ def ending_gently() -> Iterator[None]:
 
 
 def _ask(_number: int, _frame: FrameType | None) -> None:
+    now = time.monotonic()
     if interrupt.is_set():
-        os._exit(INTERRUPTED)
+        if not _asked or now - _asked[0] >= AGAIN_SECONDS:
+            os._exit(INTERRUPTED)
+        return
+    _asked[:] = [now]
     interrupt.set()
     with suppress(OSError):
         os.write(2, b"denoise: stopping; once more to end at once\n")

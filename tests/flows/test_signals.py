@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
+
+from flows.signals import AGAIN_SECONDS
 
 PROGRAM = """
 import signal, time
@@ -18,8 +21,10 @@ with {taking}:
     while not interrupt.is_set():
         time.sleep(0.01)
     print("asked", flush=True)
-    time.sleep(60)
+    {then}
 """
+SLEEP = "time.sleep(60)"
+FIRST = "signal.raise_signal(signal.SIGTERM)"
 
 
 @pytest.mark.parametrize(
@@ -31,16 +36,27 @@ with {taking}:
     ],
 )
 def test_the_first_asks_and_the_second_ends(taking: str, number: signal.Signals) -> None:
-    program = [sys.executable, "-c", PROGRAM.format(taking=taking)]
+    program = [sys.executable, "-c", PROGRAM.format(taking=taking, then=SLEEP)]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         assert process.stdout.readline() == "asked\n"
+        time.sleep(AGAIN_SECONDS)
         process.send_signal(number)
         assert process.wait(timeout=30) == 130
         assert process.stderr.read() == "denoise: stopping; once more to end at once\n"
+
+
+def test_the_same_stop_heard_twice_leaves_time_for_the_report() -> None:
+    """As systemd and the service both send it. Each signal is the program's own, so that no delay comes between the two."""
+    twice = "signal.raise_signal(signal.SIGTERM); print('reported', flush=True)"
+    program = PROGRAM.format(taking="ending_gently()", then=twice).replace('print("ready", flush=True)', FIRST)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert done.stdout == "asked\nreported\n"
+    assert done.stderr == "denoise: stopping; once more to end at once\n"
 
 
 def test_what_others_had_set_comes_back() -> None:

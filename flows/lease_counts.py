@@ -27,8 +27,8 @@ async def set_right() -> None:
     if not isinstance(storage, ConcurrencyLeaseStorage):
         return
     taken: Counter[UUID] = Counter()
+    expired = await storage.read_expired_lease_ids(limit=sys.maxsize)  # first: it mends the index that both read
     active = await storage.read_active_lease_ids(limit=sys.maxsize)
-    expired = await storage.read_expired_lease_ids(limit=sys.maxsize)
     for lease in [await storage.read_lease(one) for one in {*active, *expired}]:
         if lease is not None and lease.metadata is not None:
             taken.update(dict.fromkeys(lease.resource_ids, lease.metadata.slots))

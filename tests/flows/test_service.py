@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -361,8 +361,10 @@ def test_counts_of_slots_are_set_right_by_their_leases(tmp_path: Path) -> None:
     from prefect.server.database import provide_database_interface
     from prefect.settings import temporary_settings
 
-    counted = {"denoise a cpu": 2, "denoise b cpu": 1, "denoise c cpu": 0, "somebody's": 1}
-    leases = {"denoise a cpu": 60, "denoise c cpu": -1}  # s until they expire: what has expired is given back later
+    counted = {"denoise a cpu": 2, "denoise b cpu": 1, "denoise c cpu": 0, "denoise d cpu": 0, "somebody's": 1}
+    # s until they expire: what has expired is given back later
+    leases = {"denoise a cpu": 60, "denoise c cpu": -1, "denoise d cpu": 60}
+    behind = "denoise d cpu"  # renewed in its file, when the server was killed before it wrote the index
 
     async def right() -> dict[str, float]:
         database = provide_database_interface()
@@ -373,10 +375,15 @@ def test_counts_of_slots_are_set_right_by_their_leases(tmp_path: Path) -> None:
             session.add_all(made.values())
             await session.flush()
             known = {name: limit.id for name, limit in made.items()}
-        for name, seconds in leases.items():
-            await get_concurrency_lease_storage().create_lease(
+        made_of = {
+            name: await get_concurrency_lease_storage().create_lease(
                 [known[name]], timedelta(seconds=seconds), ConcurrencyLimitLeaseMetadata(slots=1)
             )
+            for name, seconds in leases.items()
+        }
+        (index,) = tmp_path.rglob("expirations.json")
+        earlier = {str(made_of[behind].id): (datetime.now(UTC) - timedelta(seconds=60)).isoformat()}
+        index.write_text(json.dumps(json.loads(index.read_text()) | earlier))
         await lease_counts.set_right()
         async with database.session_context() as session:
             found = {limit.name: limit.active_slots for limit in (await session.execute(select(limits))).scalars()}
@@ -390,7 +397,8 @@ def test_counts_of_slots_are_set_right_by_their_leases(tmp_path: Path) -> None:
     }
     with temporary_settings(own):  # type: ignore[arg-type]
         found = asyncio.run(right())
-    assert found == {"denoise a cpu": 1, "denoise b cpu": 0, "denoise c cpu": 1, "somebody's": 1}
+    right_ones = {"denoise a cpu": 1, "denoise b cpu": 0, "denoise c cpu": 1, "denoise d cpu": 1}
+    assert found == {**right_ones, "somebody's": 1}
 
 
 @pytest.mark.slow

@@ -47,10 +47,15 @@ class Runs:
         self.deployment = deployment
         self._ends: dict[UUID, asyncio.Task[None]] = {}
         self._stops: dict[UUID, asyncio.Event] = {}
+        self._asked: dict[UUID, set[UUID | None]] = {}
+        """Of runs that were asked for: the transitions by which the server may have given them, though no answer came."""
 
     async def look(self) -> None:
         """Start what is due and ask what is cancelled to stop; raises what calls of the server do."""
         await self._stop_cancelled()
+        for asked in list(self._asked):
+            if await self._given(asked):
+                await self._begin(asked)
         due = await self.client.get_scheduled_flow_runs_for_deployments(
             [self.deployment], scheduled_before=datetime.now(UTC)
         )
@@ -61,19 +66,52 @@ class Runs:
 
     async def stop(self) -> None:
         """Ask all runs to stop, and wait for them and for what the server is told of them."""
+        from prefect.states import Scheduled
+
         for stop in self._stops.values():
             stop.set()
+        for asked in list(self._asked):  # broken off in the middle: the next service has it
+            with suppress(trouble(), ObjectNotFound):
+                if await self._given(asked):
+                    await self.client.set_flow_run_state(asked, Scheduled(), force=True)
         if self._ends:
             await asyncio.wait(self._ends.values(), timeout=2 * _GRACE_SECONDS)
 
     async def _start(self, run: UUID) -> None:
         from prefect.client.schemas.responses import SetStateStatus
-        from prefect.settings import get_current_settings
-        from prefect.states import Crashed, Pending
+        from prefect.states import Pending
 
-        answer: OrchestrationResult[Any] = await self.client.set_flow_run_state(run, Pending())
-        if answer.status is not SetStateStatus.ACCEPT:  # another one has it, or it was cancelled
-            return
+        pending: State[Any] = Pending()
+        asked = self._asked.setdefault(run, set())
+        try:
+            answer: OrchestrationResult[Any] = await self.client.set_flow_run_state(run, pending)
+        finally:
+            asked.add(pending.state_details.transition_id)
+        if answer.status is SetStateStatus.ACCEPT or self._is_mine(run, answer.state):
+            await self._begin(run)
+        else:  # another one has it, or it was cancelled
+            del self._asked[run]
+
+    def _is_mine(self, run: UUID, state: State[Any] | None) -> bool:
+        """Whether it is Pending by a request of ours; the server rejects the repetition of one whose answer was lost."""
+        return state is not None and state.is_pending() and state.state_details.transition_id in self._asked[run]
+
+    async def _given(self, run: UUID) -> bool:
+        """Whether the server gave us a run that we asked for; those that it gave to another one are not asked for any more."""
+        try:
+            state = (await self.client.read_flow_run(run)).state
+        except ObjectNotFound:
+            state = None
+        if self._is_mine(run, state):
+            return True
+        if state is None or not state.is_scheduled():
+            del self._asked[run]
+        return False
+
+    async def _begin(self, run: UUID) -> None:
+        from prefect.settings import get_current_settings
+        from prefect.states import Crashed
+
         settings = get_current_settings().to_environment_variables(exclude_unset=True)
         said = tempfile.TemporaryFile()  # noqa: SIM115 - closed at its end
         try:
@@ -86,9 +124,10 @@ class Runs:
             said.close()
             state: State[Any] = Crashed(message=f"its process could not start: {sentence(error)}")
             await self.client.set_flow_run_state(run, state, force=True)
-            return
-        self._stops[run] = asyncio.Event()
-        self._ends[run] = asyncio.create_task(self._attend(run, process, said))
+        else:
+            self._stops[run] = asyncio.Event()
+            self._ends[run] = asyncio.create_task(self._attend(run, process, said))
+        del self._asked[run]
 
     async def _stop_cancelled(self) -> None:
         """Those that were deleted, too."""

@@ -14,7 +14,7 @@ import pytest
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Cancelling, Completed, Running, Scheduled
+from prefect.states import Cancelled, Cancelling, Completed, Pending, Running, Scheduled
 
 from flows import runs
 from flows.runs import Runs
@@ -25,10 +25,12 @@ Then = Callable[["Client", Runs], Awaitable[None]]
 class Client:
     """Stands for a Prefect server with one flow run of a deployment, due now."""
 
-    def __init__(self, state: State[Any] | None = None, *, takes: bool = True) -> None:
+    def __init__(self, state: State[Any] | None = None, *, takes: bool = True, answers: str = "all") -> None:
         self.run = uuid4()
         self.state: State[Any] | None = state or Scheduled()
         self.takes = takes
+        self.answers = answers
+        """Of requests for states: all; or, once, none ("lost") or one of its repetition only ("repeated")."""
         self.away = 0  # calls that get no answer
 
     async def get_scheduled_flow_runs_for_deployments(self, _: list[UUID], **__: object) -> list[Any]:
@@ -46,9 +48,16 @@ class Client:
         return SimpleNamespace(state=self.state)
 
     async def set_flow_run_state(self, _: UUID, state: State[Any], **__: object) -> Any:
+        state.state_details.transition_id = uuid4()
+        how, self.answers = self.answers, "all"
         if self.takes:
-            self.state = state
-        return SimpleNamespace(status=SetStateStatus.ACCEPT if self.takes else SetStateStatus.ABORT)
+            self.state = state.model_copy(deep=True)
+        if how == "lost":
+            raise httpx.ReadTimeout("lost")
+        if how == "repeated":
+            return SimpleNamespace(status=SetStateStatus.REJECT, state=self.state)
+        status = SetStateStatus.ACCEPT if self.takes else SetStateStatus.ABORT
+        return SimpleNamespace(status=status, state=self.state)
 
 
 @pytest.fixture
@@ -151,6 +160,53 @@ def test_what_another_one_has_taken_is_not_started(engine: Callable[[str], None]
     for client in (Client(takes=False), Client(Cancelled())):
         served(client, nothing)
     assert not (tmp_path / "started").exists()
+
+
+def test_a_run_whose_answer_was_lost_is_started(engine: Callable[[str], None], tmp_path: Path) -> None:
+    """Prefect's client repeats the request, which the server rejects as it has granted it; or no answer comes at all."""
+    engine(f"echo >> {tmp_path / 'started'}; exit 3")
+    client = Client(answers="repeated")
+    served(client, nothing)
+    assert client.state is not None
+    assert client.state.type is StateType.CRASHED
+
+    lost = Client(answers="lost")
+
+    async def looks_twice() -> None:
+        now = Runs(lost, uuid4())  # type: ignore[arg-type]
+        with pytest.raises(httpx.ReadTimeout):
+            await now.look()
+        assert lost.state is not None
+        assert lost.state.is_pending()
+        await now.look()
+        await asyncio.wait_for(asyncio.gather(*now._ends.values()), 60)
+
+    asyncio.run(looks_twice())
+    assert lost.state is not None
+    assert lost.state.type is StateType.CRASHED
+    assert (tmp_path / "started").read_text() == "\n\n"
+
+
+@pytest.mark.parametrize("took", [True, False])
+def test_a_run_whose_answer_was_lost_before_a_stop_is_scheduled_again(
+    engine: Callable[[str], None], *, took: bool
+) -> None:
+    """But not where another service has taken it meanwhile."""
+    engine("exit 3")
+    client = Client(answers="lost")
+
+    async def stops() -> None:
+        now = Runs(client, uuid4())  # type: ignore[arg-type]
+        with pytest.raises(httpx.ReadTimeout):
+            await now.look()
+        if not took:
+            await client.set_flow_run_state(client.run, Pending())
+            await now.look()
+        await now.stop()
+
+    asyncio.run(stops())
+    assert client.state is not None
+    assert client.state.type is (StateType.SCHEDULED if took else StateType.PENDING)
 
 
 def test_a_process_that_cannot_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from uuid import UUID
 from prefect.exceptions import ObjectNotFound
 
 from tasks.faults import sentence
+from tasks.prefect_api import shown
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -150,10 +151,12 @@ class Runs:
         try:
             await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
-                process.terminate()
+                with suppress(ProcessLookupError):  # it ended just now
+                    process.terminate()
                 await asyncio.wait({ended}, timeout=_GRACE_SECONDS)
                 if not ended.done():
-                    process.kill()
+                    with suppress(ProcessLookupError):
+                        process.kill()
             status = await ended
             words = _last_line(said)
             while True:
@@ -186,5 +189,5 @@ class Runs:
 def _last_line(said: IO[bytes]) -> str:
     said.seek(0, os.SEEK_END)
     said.seek(max(0, said.tell() - 10_000))
-    lines = [line.strip() for line in said.read().decode("utf-8", "replace").splitlines()]
+    lines = [line.strip() for line in shown(said.read().decode("utf-8", "replace")).splitlines()]
     return next((line[:_MOST_LETTERS] for line in reversed(lines) if line), "")

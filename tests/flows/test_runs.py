@@ -93,13 +93,13 @@ async def nothing(_: Client, __: Runs) -> None:
 
 
 def test_a_run_whose_process_breaks_is_crashed_with_its_last_line(engine: Callable[[str], None]) -> None:
-    engine("echo it began; echo 'no module named cellpose' >&2; exit 3")
+    engine("echo it began; echo 'no module named cellpose at http://me:s3cret@host/api' >&2; exit 3")
     client = Client()
     client.away = 2
     served(client, nothing)
     assert client.state is not None
     assert client.state.type is StateType.CRASHED
-    assert client.state.message == "its process ended with exit status 3: no module named cellpose"
+    assert client.state.message == "its process ended with exit status 3: no module named cellpose at http://host/api"
 
 
 def test_a_run_whose_process_is_killed_is_crashed(engine: Callable[[str], None]) -> None:
@@ -151,6 +151,42 @@ def test_a_run_that_does_not_stop_is_killed(
         await now.stop()
 
     served(client, ends)
+    assert client.state is not None
+    assert client.state.type is StateType.CANCELLED
+
+
+def test_a_run_that_ends_while_it_is_asked_to_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_GRACE_SECONDS", 0.01)
+    client = Client(Running())
+
+    class Gone:
+        """A process that is no more there when a signal is sent to it."""
+
+        def __init__(self) -> None:
+            self.signals = 0
+            self.over = asyncio.Event()
+
+        async def wait(self) -> int:
+            await self.over.wait()
+            return 0
+
+        def terminate(self) -> None:
+            self.signals += 1
+            if self.signals == 2:
+                self.over.set()
+            raise ProcessLookupError
+
+        kill = terminate
+
+    async def ends() -> int:
+        now, process = Runs(client, uuid4()), Gone()  # type: ignore[arg-type]
+        now._stops[client.run] = asyncio.Event()
+        with (tmp_path / "said").open("w+b") as said:
+            now._ends[client.run] = asyncio.create_task(now._attend(client.run, process, said))  # type: ignore[arg-type]
+            await now.stop()
+        return process.signals
+
+    assert asyncio.run(ends()) == 2
     assert client.state is not None
     assert client.state.type is StateType.CANCELLED
 

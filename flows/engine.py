@@ -26,6 +26,7 @@ from flows.config import RunConfig
 from tasks.chunk import give_up
 from tasks.faults import RETRY_SECONDS, Interrupted
 from tasks.ledger import Part
+from tasks.prefect_api import shown
 from tasks.settings import Settings
 from tasks.table import text
 from tasks.work import Source
@@ -238,7 +239,7 @@ def crashed(task_run_id: uuid.UUID) -> None:
         with get_client(sync_client=True) as client:
             client.set_task_run_state(task_run_id, Crashed(message="its worker process died"), force=True)
     except Exception as error:  # noqa: BLE001 - it is for the UI only
-        log.info("the Prefect server was not told of the task run %s: %s", task_run_id, error)
+        log.info("the Prefect server was not told of the task run %s: %s", task_run_id, shown(str(error)))
 
 
 class Deaths:

@@ -31,6 +31,7 @@ from flows.console import printable
 from flows.errors import StartError
 from flows.server import prepare_environment
 from tasks.faults import sentence
+from tasks.prefect_api import shown
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -243,7 +244,7 @@ async def _serve(config: RunConfig, chosen: When, name: str, url: str, tell: Tel
             for fault in filter(None, (task.exception() for task in done)):
                 if isinstance(fault, StartError):
                     raise fault
-                raise StartError(f"the service broke off ({type(fault).__name__}): {sentence(fault)}") from fault
+                raise StartError(f"the service broke off ({type(fault).__name__}): {shown(sentence(fault))}") from fault
         finally:
             for task in beside:
                 task.cancel()
@@ -332,7 +333,7 @@ async def _look_after(runs: Runs, name: str, url: str, tell: Tell) -> None:
         except trouble() as fault:
             if time.monotonic() - answered > _AWAY_SECONDS and not away:
                 away = True
-                tell(f"{_now()}  the Prefect server {url} does not answer ({sentence(fault)}); waiting for it")
+                tell(f"{_now()}  the Prefect server {url} does not answer ({shown(sentence(fault))}); waiting for it")
         else:
             if away:
                 tell(f"{_now()}  the Prefect server answers again")

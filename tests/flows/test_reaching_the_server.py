@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import http.server
 import ipaddress
@@ -12,16 +13,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from prefect.client.orchestration import get_client
 from prefect.settings import temporary_settings
 
-from flows import dask_engine, doctor, server, server_watch
+from flows import dask_engine, doctor, schedule, server, server_watch
+from flows.config import RunConfig
+from flows.denoise_directory import denoise_directory
+from flows.engine import crashed
 from flows.errors import StartError
+from flows.runs import Runs
 from tasks import admission
 from tests.flows.services import PATIENCE
 
@@ -247,3 +255,51 @@ def test_no_proxy_stands_between_a_run_and_the_servers_here(monkeypatch: pytest.
         temporary_settings({"api.url": f"http://127.0.0.1:{serving.server_port}/api"}),
     ):
         assert " answers" in doctor._server()
+
+
+def test_no_password_of_the_address_is_in_what_a_service_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor in a run's log: httpx names the address in its errors."""
+
+    async def none(*_: object) -> int:
+        return 0
+
+    async def applied() -> Any:
+        return uuid4()
+
+    async def made(**_: object) -> Any:
+        return SimpleNamespace(aapply=applied)
+
+    async def asks(runs: Any, *_: object) -> None:
+        await runs.client.read_deployment(runs.deployment)
+
+    class Said(Exception):
+        pass
+
+    def tell(line: str) -> None:
+        raise Said(line)
+
+    monkeypatch.setattr(schedule, "_AWAY_SECONDS", -1.0)
+    monkeypatch.setattr(denoise_directory, "ato_deployment", made)
+    for name in ("_refuse_another_host", "_cancel_missed"):
+        monkeypatch.setattr(schedule, name, none)
+    config = RunConfig(input=tmp_path, output=tmp_path / "out")
+    with listening(lambda _: (503, "{}")) as serving:
+        url = f"http://me:{PASSWORD}@127.0.0.1:{serving.server_port}/api"
+        with temporary_settings({"api.url": url, "client.max_retries": 0}):
+
+            async def away() -> None:
+                async with get_client() as client:
+                    await schedule._look_after(Runs(client, uuid4()), "night", "http://there", tell)
+
+            with pytest.raises(Said) as waiting:
+                asyncio.run(away())
+            monkeypatch.setattr(schedule, "_look_after", asks)
+            with pytest.raises(StartError) as broken:
+                asyncio.run(schedule._serve(config, schedule.when(every="6h"), "night", "http://there", print))
+            with caplog.at_level("INFO", logger="tasks"):
+                crashed(uuid4())
+    for said in (str(waiting.value), str(broken.value), caplog.messages[-1]):
+        assert f"503 Service Unavailable' for url 'http://127.0.0.1:{serving.server_port}/api/" in said
+        assert PASSWORD not in said

@@ -16,7 +16,7 @@ from tasks.intensities import Intensities
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.table import fill
-from tasks.work import Work, guarded, read_below
+from tasks.work import Work, guarded, open_below, read_below
 
 _FLOATS = (
     3  # noisy, denoised, and the method's own: 16 bytes a sample of uint16 in all, as benchmarks/NOTES.md measured
@@ -68,12 +68,12 @@ def _reference(work: Work, image: Image, settings: Settings) -> np.ndarray:
     assert settings.reference is not None
     if work.source.reference_sha256 is None:
         raise NoReference("there is no reference under this path")
-    folder, name = settings.reference, work.source.name
     try:
-        read_header(
-            folder / name if folder.is_dir() else folder, max_pixels=settings.max_pixels
-        )  # before it is read whole
-        reference = decode(read_below(folder, name), max_pixels=settings.max_pixels)
+        with open_below(settings.reference, work.source.name) as file:
+            read_header(file, max_pixels=settings.max_pixels)  # before it is read whole
+            file.seek(0)
+            data = file.read()
+        reference = decode(data, max_pixels=settings.max_pixels)
     except (FileNotFoundError, IsADirectoryError, SourceChanged):
         raise NoReference("there is no reference under this path") from None
     except ImageError as error:

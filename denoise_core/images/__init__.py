@@ -85,24 +85,19 @@ __all__ = [
 _HEAD_BYTES = 512
 
 
-def read_header(path: Path, *, max_pixels: int, by_plane: bool = False) -> Header:
-    """What the headers of the file at `path` say of its pixels; none are decoded.
+def read_header(source: Path | BinaryIO, *, max_pixels: int, by_plane: bool = False) -> Header:
+    """What the headers of the file `source`, by its path or open, say of its pixels; none are decoded.
 
     `max_pixels` is how many to accept, all planes of a stack together; `by_plane`: of each plane, where the file is a TIFF
     that has room for its pixels, since `open_planes` reads one at a time. Raises ImageError for what cannot be processed as
     far as headers tell; OSError, as for a file that is gone, passes through.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
+    if not isinstance(source, Path):
+        return _header(source, "", max_pixels, by_plane=by_plane)
+    if not stat.S_ISREG(source.stat().st_mode):
         raise ImageError(f"not a regular file; {SUPPORTED}")
-    with path.open("rb") as file:
-        container = _container(file.read(_HEAD_BYTES), path.suffix)
-        if by_plane and container == "tiff":
-            from denoise_core.images import tiff
-
-            with damage_told("tiff"):
-                return tiff.read_header(file, max_pixels=max_pixels, by_plane=True)
-        header: Header = _guarded(container, file, max_pixels=max_pixels)
-        return header
+    with source.open("rb") as file:
+        return _header(file, source.suffix, max_pixels, by_plane=by_plane)
 
 
 def open_planes(file: BinaryIO, *, max_pixels: int) -> Planes:
@@ -185,6 +180,17 @@ def _container(head: bytes, suffix: str = "") -> str:
     if container not in ("png", "jpeg", "tiff"):
         raise ImageError(describe(head, suffix))
     return container
+
+
+def _header(file: BinaryIO, suffix: str, max_pixels: int, *, by_plane: bool) -> Header:
+    container = _container(file.read(_HEAD_BYTES), suffix)
+    if by_plane and container == "tiff":
+        from denoise_core.images import tiff
+
+        with damage_told("tiff"):
+            return tiff.read_header(file, max_pixels=max_pixels, by_plane=True)
+    header: Header = _guarded(container, file, max_pixels=max_pixels)
+    return header
 
 
 def _guarded(container: str, source: bytes | BinaryIO, *, max_pixels: int) -> Any:

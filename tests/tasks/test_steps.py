@@ -20,6 +20,7 @@ from tasks.add_noise import add_noise
 from tasks.arrangement import renamed
 from tasks.denoise import denoise
 from tasks.evaluate import evaluate
+from tasks.faults import is_machine_fault
 from tasks.load import load
 from tasks.save import save
 from tasks.settings import Settings
@@ -308,6 +309,31 @@ def test_a_reference_that_is_mostly_a_hole_is_not_read(settings: Settings, tmp_p
     work = Work(Source("a.tif", hashlib.sha256(found).hexdigest(), header, "known"), settings)
     load.fn(work, replace(settings, reference=tmp_path / "clean"))
     assert "not scored: the reference is a file of 4,294,967,296 bytes" in str(work.row["note"])
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty mount point", "another file", "a pipe"])
+def test_a_reference_share_that_vanishes_is_a_fault_of_the_machine(
+    settings: Settings, tmp_path: Path, there: str
+) -> None:
+    """Where only the file is gone, or something else than a file is in its place, the image goes without a score."""
+    clean = tmp_path / "clean"
+    if there != "nothing":
+        clean.mkdir()
+    if there == "another file":
+        (clean / "b.tif").touch()
+    if there == "a pipe":
+        os.mkfifo(clean / "a.tif")
+    tifffile.imwrite(settings.input / "a.tif", np.zeros((16, 16), np.uint8))
+    found = (settings.input / "a.tif").read_bytes()
+    header = read_header(settings.input / "a.tif", max_pixels=1000)
+    work = Work(Source("a.tif", hashlib.sha256(found).hexdigest(), header, "known"), settings)
+    if there in ("another file", "a pipe"):
+        load.fn(work, replace(settings, reference=clean))
+        assert work.row["note"] == "not scored: there is no reference under this path"
+        return
+    with pytest.raises(OSError, match="vanished") as fault:
+        load.fn(work, replace(settings, reference=clean))
+    assert is_machine_fault(fault.value)
 
 
 @pytest.mark.parametrize("method", ["none", "nl-bayes", "wavelet"])

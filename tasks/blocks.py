@@ -23,7 +23,7 @@ import numpy as np
 from prefect import task
 
 from denoise_core import diagnostics, methods
-from denoise_core.images import Scale, fill_missing, find_missing, open_planes, own_scale, to_float, writing
+from denoise_core.images import Scale, fill_missing, find_missing, open_planes, own_scale, to_float, with_tails, writing
 from denoise_core.images.levels import same_bits
 from denoise_core.methods.frames import Frames
 from tasks import activity
@@ -206,11 +206,19 @@ class _Laid:
                 least, greatest = min(least, float(pixels.min())), max(greatest, float(pixels.max()))
             scales.append(Scale(*methods.robust_range(np.concatenate(some), lambda: (least, greatest))))  # noqa: B023
             if find_missing(np.array([least, greatest]), scales[-1]) is not None:
+                scales[-1] = self._with_tails(stack, scales[-1])
                 each = (self._filled(stack * frames + frame, scales[-1])[1] for frame in range(frames))
                 lost = sum(int(np.count_nonzero(missing)) for missing in each if missing is not None)
             too_large += lost
         self.scales = tuple(scales)
         return numberless, too_large - numberless
+
+    def _with_tails(self, stack: int, scale: Scale) -> Scale:
+        frames, tails = self._arrangement.frames, []
+        for frame in range(frames):
+            pixels = self._filled(stack * frames + frame, None)[0]
+            tails.append(pixels[(pixels < scale.low) | (pixels > scale.high)])
+        return with_tails(np.concatenate(tails), scale)
 
     def stack(self, number: int) -> Frames:
         """A stack on the unit scale."""

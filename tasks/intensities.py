@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from denoise_core.images import Scale, changed, fill_missing, find_missing, from_float, own_scale, to_float
+from denoise_core.images import Scale, changed, fill_missing, find_missing, from_float, own_scale, to_float, with_tails
 from denoise_core.methods import intensity_range
 from tasks.arrangement import Arrangement
 
@@ -16,7 +16,8 @@ class Intensities:
     """The affine map of each stack of an image, and the pixels that no method can take.
 
     The unit scale is the range of integers of 8 and 16 bits. Other types seldom fill their range: there it is the stack's
-    own, from the 0.1st to the 99.9th percentile, or from the least to the greatest value of images that are clean.
+    own, from the 0.1st to the 99.9th percentile (wider where that holds next to nothing of a mostly empty image), or from the
+    least to the greatest value of images that are clean.
     `missing` (planes, H, W, C) is where pixels are NaN, infinite or too large to compute with; None where none are.
     """
 
@@ -33,17 +34,19 @@ class Intensities:
             found = cls(arrangement, planes.dtype, (own,) * arrangement.stacks, None)
             return found, found._unit(planes)
         stacks = [arrangement.stack(number) for number in range(arrangement.stacks)]
-        filled = _filled(planes, find_missing(planes))
+        missing = find_missing(planes)
+        filled = _filled(planes, missing)
         scales = [Scale(*intensity_range(filled[stack])) for stack in stacks]
-        each = [find_missing(planes[stack], scale) for stack, scale in zip(stacks, scales, strict=True)]
-        missing = None
-        if any(lost is not None for lost in each):
-            missing = np.zeros(planes.shape, bool)
-            for stack, lost in zip(stacks, each, strict=True):
-                missing[stack] = False if lost is None else lost
-            filled = _filled(planes, missing)
         if clean:
             scales = [_whole(filled[stack], scale) for stack, scale in zip(stacks, scales, strict=True)]
+        else:
+            scales = [with_tails(filled[stack], scale) for stack, scale in zip(stacks, scales, strict=True)]
+            each = [find_missing(planes[stack], scale) for stack, scale in zip(stacks, scales, strict=True)]
+            if any(lost is not None for lost in each):
+                missing = np.zeros(planes.shape, bool)
+                for stack, lost in zip(stacks, each, strict=True):
+                    missing[stack] = False if lost is None else lost
+                filled = _filled(planes, missing)
         found = cls(arrangement, planes.dtype, tuple(scales), missing)
         return found, found._unit(filled)
 

@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from denoise_core.images.atomic import remove_stale_temporaries, write_atomic, writing
 from denoise_core.images.bounds import check_memory, machine_bytes
 from denoise_core.images.levels import Scale, changed, from_float, light, own_scale, to_float
-from denoise_core.images.missing import fill_missing, find_missing
+from denoise_core.images.missing import fill_missing, find_missing, with_tails
 from denoise_core.images.model import SUPPORTED, Header, Image, ImageError, check_size, damage_told
 from denoise_core.images.signatures import describe, sniff, to_come
 
@@ -78,6 +78,7 @@ __all__ = [
     "sniff",
     "to_come",
     "to_float",
+    "with_tails",
     "write_atomic",
     "writing",
 ]

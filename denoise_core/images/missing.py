@@ -13,6 +13,28 @@ from denoise_core.images.levels import Scale
 _LARGEST = 1e307  # sums and differences of some such are numbers still
 _FARTHEST = 1e6  # widths of the image's range: from 1e7 on a single pixel costs all others of float32's 7 digits
 
+_GAP = 1e3  # times as far as the next: the tails of a simulated bead have none, beyond a broken pixel is one
+
+
+def with_tails(values: NDArray[Any], scale: Scale) -> Scale:
+    """The range of an image of these values, none of them missing, whose robust range is `scale`.
+
+    That range, but where values lie a million of its widths away and there is no gap up to them: then the robust range is that
+    of what a mostly empty image, such as one simulated bead, has around its signal. It is widened to hold all up to the
+    first gap. Values inside of `scale` may be left out.
+    """
+    if find_missing(values, scale) is None:
+        return scale
+    outside = values[(values < scale.low) | (values > scale.high)].astype(np.float64)
+    away = np.maximum(scale.low - outside, outside - scale.high)
+    order = np.argsort(away)
+    away = away[order]
+    gaps = np.flatnonzero(away > _GAP * np.maximum.accumulate(np.append(scale.width, away[:-1])))
+    joined = outside[order][: gaps[0] if len(gaps) else None]
+    if not len(joined) or find_missing(joined, scale) is None:
+        return scale
+    return Scale(min(scale.low, float(joined.min())), max(scale.high, float(joined.max())))
+
 
 def find_missing(pixels: NDArray[Any], scale: Scale | None = None) -> NDArray[np.bool_] | None:
     """Where pixels of any shape are NaN, infinite, or too large to be computed with; None where none are.

@@ -125,6 +125,7 @@ KINDS: dict[str, tuple[np.ndarray, str, dict[str, Any]]] = {
     "OME": (scene("TCYX"), "TCYX", {"ome": True, "metadata": {"PhysicalSizeX": 0.1, "Channel": {"Name": ["a", "b"]}}}),
     "big and big-endian": (scene("TYX", "float32"), "TYX", {"bigtiff": True, "byteorder": ">", "compression": "zstd"}),
     "giants": (scene("TYX", "float64"), "TYX", {}),
+    "mostly empty": (scene("TYX", "float64"), "TYX", {}),
     "32 bits": (scene("TZYX", "uint32", T=2) // 7, "TZYX", {}),
     "alpha": (scene("TYXS", "uint16", S=4), "TYXS", {"extrasamples": ("unassalpha",)}),
 }
@@ -137,6 +138,9 @@ def test_blocks_give_what_the_whole_gives(
     kind: str, method: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels, axes, options = KINDS[kind]
+    if kind == "mostly empty":
+        pixels = 1e-9 * pixels
+        pixels[0, 3, 4:8] = 1e-5, 1e-3, 0.1, 1
     if kind == "32 bits":
         pixels = pixels.copy()
         pixels[0, 0, 3, 4] = 4_000_000_000
@@ -152,6 +156,8 @@ def test_blocks_give_what_the_whole_gives(
     whole, written, row, in_blocks = both(settings, monkeypatch)
     same(whole, row)
     assert in_blocks == written
+    if kind == "mostly empty":
+        assert row["value_high"] == [pixels.max()], "not the 99.9th percentile"
     if kind == "giants":
         for told in (whole["note"], row["note"]):
             assert "1 values that are NaN or infinite stay as they are; 5 values that are too far" in str(told)

@@ -14,7 +14,7 @@ import tifffile
 from scipy import ndimage
 
 from denoise_core.device import Device
-from denoise_core.images import bounds, read_header
+from denoise_core.images import Scale, bounds, read_header, with_tails
 from denoise_core.methods.zs_fit.noise_level import estimate
 from tasks.add_noise import add_noise
 from tasks.arrangement import renamed
@@ -371,6 +371,45 @@ def test_an_image_of_giants_alone_stays_as_it_is(settings: Settings, method: str
     row, result = steps(replace(settings, method=method), pixels)
     assert np.array_equal(result, pixels)
     assert str(row["note"]).startswith("1,024 values that are too far from all others")
+
+
+def bead() -> np.ndarray:
+    """One simulated bead on nothing: its 99.9th percentile is next to nothing, too."""
+    y, x = np.mgrid[:256, :256]
+    found: np.ndarray = np.exp(-((y - 70.0) ** 2 + (x - 80.0) ** 2) / 0.72)
+    return found
+
+
+def test_a_clean_image_that_is_mostly_empty_has_noise_added_to_its_signal(settings: Settings) -> None:
+    clean = bead()
+    assert np.percentile(clean, 99.9) < 1e-12
+    row, result = steps(replace(settings, noise="gauss:25"), clean)
+    assert row["note"] is None
+    assert (row["value_low"], row["value_high"]) == ([0], [1])
+    assert np.count_nonzero(result == clean) < clean.size / 100
+    assert 15 < row["psnr_noisy_db"] < 25, "a noise of 25/255 of the range"
+
+
+@pytest.mark.parametrize("method", ["nl-bayes", "wavelet"])
+def test_the_signal_of_a_mostly_empty_image_is_denoised(settings: Settings, method: str) -> None:
+    """What is around it is the rounding of some arithmetic; a giant beside it stays one."""
+    rng = np.random.default_rng(0)
+    noisy = (bead() + rng.normal(0, 1e-8, (256, 256))).astype(np.float32)
+    noisy[3, 4] = 1e30
+    row, result = steps(replace(settings, method=method), noisy)
+    assert row["note"] == "1 values that are too far from all others to compute with stay as they are"
+    assert result[3, 4] == np.float32(1e30)
+    assert (row["value_low"], row["value_high"]) == ([noisy.min()], [1])
+    assert np.count_nonzero(result != noisy) > noisy.size / 2
+
+
+def test_signal_counts_without_a_gap_before_it() -> None:
+    scale, tails = Scale(0, 1e-9), 1e-9 * 900.0 ** np.arange(1, 4)
+    assert with_tails(tails, scale) == Scale(0, tails[-1])
+    assert with_tails(-tails, scale) == Scale(-tails[-1], 1e-9)
+    assert with_tails(np.append(tails, 2000 * tails[-1]), scale) == Scale(0, tails[-1]), "a broken pixel"
+    assert with_tails(tails[1:], scale) == scale
+    assert with_tails(tails[:2], scale) == scale, "within a million widths"
 
 
 def test_giants_beside_a_reference_hinder_no_score(settings: Settings, tmp_path: Path) -> None:

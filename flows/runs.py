@@ -13,9 +13,11 @@ import sys
 import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from uuid import UUID
 
+import psutil
 from prefect.exceptions import ObjectNotFound
 
 from tasks.faults import sentence
@@ -40,6 +42,39 @@ def trouble() -> type[Exception]:
     return httpx.HTTPError
 
 
+class Earlier:
+    """The process of a run that another service began: it goes on when its service is killed. As asyncio's are."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        self._process = process
+
+    @classmethod
+    def of(cls, run: UUID) -> Earlier | None:
+        """The user's own process of the run, where it is still there."""
+        command = ["-m", "prefect.engine", str(run)]
+        for process in psutil.process_iter(["cmdline", "uids"]):
+            uids = process.info["uids"]
+            if (process.info["cmdline"] or [])[-3:] == command and uids is not None and uids.real == os.getuid():
+                return cls(process)
+        return None
+
+    async def wait(self) -> None:
+        """Its exit status is for its parent alone."""
+        with suppress(psutil.NoSuchProcess):
+            while self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE:
+                await asyncio.sleep(LOOK_SECONDS)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        with suppress(psutil.NoSuchProcess):
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """Have it end."""
+        with suppress(psutil.NoSuchProcess):
+            self._process.kill()
+
+
 class Runs:
     """The runs of one deployment that are in work here."""
 
@@ -50,6 +85,35 @@ class Runs:
         self._stops: dict[UUID, asyncio.Event] = {}
         self._asked: dict[UUID, set[UUID | None]] = {}
         """Of runs that were asked for: the transitions by which the server may have given them, though no answer came."""
+
+    async def adopt(self, host: str) -> None:
+        """Attend to the runs that an earlier service began on this host, by its tag; end those whose process is gone too.
+
+        Those whose output somebody writes to are left, though no process of theirs is seen here: it may be in a container.
+        """
+        from prefect.client.schemas.filters import (
+            FlowRunFilter,
+            FlowRunFilterDeploymentId,
+            FlowRunFilterState,
+            FlowRunFilterStateType,
+        )
+        from prefect.client.schemas.objects import StateType
+
+        from flows.denoise_directory import busy
+
+        begun = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+        asked = FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[self.deployment]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun)),
+        )
+        for run in await self.client.read_flow_runs(flow_run_filter=asked):
+            mine = run.id in self._stops or run.id in self._asked
+            if mine or any(tag.startswith("host:") and tag != host for tag in run.tags):
+                continue
+            if (process := Earlier.of(run.id)) is not None:
+                self._attend_to(run.id, process, tempfile.TemporaryFile())  # noqa: SIM115 - closed at its end
+            elif not busy(Path(run.parameters["config"]["output"])):
+                await self._conclude(run.id, None, "", stopped=False)
 
     async def look(self) -> None:
         """Start what is due and ask what is cancelled to stop; raises what calls of the server do."""
@@ -126,9 +190,12 @@ class Runs:
             state: State[Any] = Crashed(message=f"its process could not start: {sentence(error)}")
             await self.client.set_flow_run_state(run, state, force=True)
         else:
-            self._stops[run] = asyncio.Event()
-            self._ends[run] = asyncio.create_task(self._attend(run, process, said))
+            self._attend_to(run, process, said)
         del self._asked[run]
+
+    def _attend_to(self, run: UUID, process: asyncio.subprocess.Process | Earlier, said: IO[bytes]) -> None:
+        self._stops[run] = asyncio.Event()
+        self._ends[run] = asyncio.create_task(self._attend(run, process, said))
 
     async def _stop_cancelled(self) -> None:
         """Those that were deleted, too."""
@@ -143,7 +210,7 @@ class Runs:
             if state is None or state.is_cancelling():
                 stop.set()
 
-    async def _attend(self, run: UUID, process: asyncio.subprocess.Process, said: IO[bytes]) -> None:
+    async def _attend(self, run: UUID, process: asyncio.subprocess.Process | Earlier, said: IO[bytes]) -> None:
         """Wait for the end of a run, or ask for it; then tell the server what the run itself could not."""
         stop = self._stops[run]
         ended = asyncio.create_task(process.wait())
@@ -168,7 +235,7 @@ class Runs:
             said.close()
             del self._ends[run], self._stops[run]
 
-    async def _conclude(self, run: UUID, status: int, words: str, *, stopped: bool) -> None:
+    async def _conclude(self, run: UUID, status: int | None, words: str, *, stopped: bool) -> None:
         """Have an end for a run whose process ended without one."""
         from prefect.states import Cancelled, Crashed
 
@@ -181,8 +248,10 @@ class Runs:
                     message = "stopped before the run could report what was done; the next run goes on"
                     await self.client.set_flow_run_state(run, Cancelled(message=message), force=True)
             elif not state.is_final():
-                how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
-                message = f"its process ended {how}{': ' * bool(words)}{words}"
+                message = "its service and its process are gone"
+                if status is not None:
+                    how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+                    message = f"its process ended {how}{': ' * bool(words)}{words}"
                 await self.client.set_flow_run_state(run, Crashed(message=message), force=True)
 
 

@@ -328,6 +328,8 @@ async def _look_after(runs: Runs, name: str, url: str, tell: Tell) -> None:
                 await runs.client.read_deployment(runs.deployment)
             except ObjectNotFound:
                 raise StartError(f"the deployment {FLOW}/{name} was deleted, so its service has ended") from None
+            if known is None:
+                await runs.adopt(_host())
             await runs.look()
             latest = await _runs(runs.client, runs.deployment)
         except trouble() as fault:

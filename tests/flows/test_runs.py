@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from filelock import FileLock
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import ObjectNotFound
@@ -31,13 +33,17 @@ class Client:
         self.takes = takes
         self.answers = answers
         """Of requests for states: all; or, once, none ("lost") or one of its repetition only ("repeated")."""
+        self.tags = ["denoise-flows", "host:here"]
+        self.output = Path("/no/such/folder")
         self.away = 0  # calls that get no answer
 
     async def get_scheduled_flow_runs_for_deployments(self, _: list[UUID], **__: object) -> list[Any]:
         return [SimpleNamespace(id=self.run)] if self.state is not None and self.state.is_scheduled() else []
 
     async def read_flow_runs(self, **_: object) -> list[Any]:
-        return [] if self.state is None else [SimpleNamespace(id=self.run, state=self.state)]
+        config = {"output": str(self.output)}
+        run = SimpleNamespace(id=self.run, state=self.state, tags=self.tags, parameters={"config": config})
+        return [] if self.state is None else [run]
 
     async def read_flow_run(self, _: UUID) -> Any:
         if self.away:
@@ -137,6 +143,77 @@ def test_a_run_that_is_cancelled_or_deleted_is_stopped(engine: Callable[[str], N
         assert client.state.type is StateType.CANCELLED
 
 
+def adopted(client: Client, then: Callable[[Runs], Awaitable[None]] | None = None) -> None:
+    """What a service does at its start with a run that it did not start, and later with its end."""
+
+    async def serve() -> None:
+        now = Runs(client, uuid4())  # type: ignore[arg-type]
+        await now.adopt("host:here")
+        assert bool(now._ends) is (then is not None)
+        if then is not None:
+            await then(now)
+            await asyncio.wait_for(asyncio.gather(*now._ends.values()), 60)
+
+    asyncio.run(serve())
+
+
+@pytest.mark.parametrize(
+    ("state", "ends"),
+    [
+        (Pending(), StateType.CRASHED),
+        (Running(), StateType.CRASHED),
+        (Cancelling(), StateType.CANCELLED),
+    ],
+)
+def test_a_run_whose_service_and_process_are_gone_is_ended(tmp_path: Path, state: State[Any], ends: StateType) -> None:
+    """But not one of another host, nor one whose output somebody writes to."""
+    elsewhere = Client(state)
+    elsewhere.tags = ["host:there"]
+    adopted(elsewhere)
+    assert elsewhere.state is state
+
+    client = Client(state)
+    client.output = tmp_path
+    (tmp_path / "runs").mkdir()
+    with FileLock(tmp_path / "runs" / ".lock"):
+        adopted(client)
+        assert client.state is state
+    adopted(client)
+    assert client.state is not None
+    assert client.state.type is ends
+    if ends is StateType.CRASHED:
+        assert client.state.message == "its service and its process are gone"
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_run_that_an_earlier_service_began_is_attended_to(
+    engine: Callable[[str], None], tmp_path: Path, *, cancelled: bool
+) -> None:
+    """It is asked to stop when it is cancelled, and has an end when its process dies."""
+    engine(f"trap 'touch {tmp_path / 'asked'}; exit 0' TERM; touch {tmp_path / 'begun'}; while :; do sleep 0.05; done")
+    client = Client(Running())
+    command = [runs.sys.executable, "-m", "prefect.engine", str(client.run)]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        try:
+            while not (tmp_path / "begun").exists():
+                assert process.poll() is None
+
+            async def then(now: Runs) -> None:
+                if cancelled:
+                    client.state = Cancelling()
+                    await now.look()
+                else:
+                    process.kill()
+
+            adopted(client, then)
+            assert process.wait(60) == (0 if cancelled else -9)
+        finally:
+            process.kill()
+    assert (tmp_path / "asked").exists() is cancelled
+    assert client.state is not None
+    assert client.state.type is (StateType.CANCELLED if cancelled else StateType.CRASHED)
+
+
 def test_a_run_that_does_not_stop_is_killed(
     engine: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,8 +289,9 @@ def test_a_run_whose_answer_was_lost_is_started(engine: Callable[[str], None], t
         now = Runs(lost, uuid4())  # type: ignore[arg-type]
         with pytest.raises(httpx.ReadTimeout):
             await now.look()
+        await now.adopt("host:here")
         assert lost.state is not None
-        assert lost.state.is_pending()
+        assert lost.state.is_pending(), "it is no earlier service's"
         await now.look()
         await asyncio.wait_for(asyncio.gather(*now._ends.values()), 60)
 

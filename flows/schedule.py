@@ -49,6 +49,8 @@ _TOLD_SECONDS = 2.0
 _MOST_PAUSE = 600.0
 _MOST_PAUSE_FAILED = 3600.0  # such as on a full disk, which someone must see to
 _MOST_LETTERS = 300
+_READY_SECONDS = 90.0  # for so long a server may call a deployment ready that nobody serves any more
+_LEAVE_SECONDS = 10.0
 
 Tell = Callable[[str], None]
 
@@ -205,8 +207,13 @@ async def _serve(config: RunConfig, chosen: When, name: str, url: str, tell: Tel
     from flows.denoise_directory import busy, denoise_directory
     from flows.runs import Runs
 
+    ending = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
     async with get_client() as client:
-        await _refuse_another_host(client, name)
+        await _refuse_another_host(client, name, ending, tell)
+        if ending.is_set():
+            return
         missed = await _cancel_missed(client, name)
         served = await denoise_directory.ato_deployment(
             name=name,
@@ -217,9 +224,6 @@ async def _serve(config: RunConfig, chosen: When, name: str, url: str, tell: Tel
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         deployment = await served.aapply()
-        ending = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, ending.set)
         tell(f"Deployment:     {FLOW}/{name}")
         tell(f"Runs:           {chosen}")
         tell("Ctrl-C ends it; the schedule stays.")
@@ -250,26 +254,52 @@ async def _serve(config: RunConfig, chosen: When, name: str, url: str, tell: Tel
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await runs.stop()
+            await _leave(client, deployment)
 
 
 def _host() -> str:
     return f"host:{socket.gethostname()}"
 
 
-async def _refuse_another_host(client: PrefectClient, name: str) -> None:
-    """Two machines with the same paths name their deployments alike, and each would take the other's runs."""
+async def _refuse_another_host(client: PrefectClient, name: str, ending: asyncio.Event, tell: Tell) -> None:
+    """Two machines with the same paths name their deployments alike, and each would take the other's runs.
+
+    A service that was killed looks like one at work for a minute: that is waited for, or until ``ending`` is set.
+    """
     from prefect.client.schemas.objects import DeploymentStatus
     from prefect.exceptions import ObjectNotFound
 
-    try:
-        served = await client.read_deployment_by_name(f"{FLOW}/{name}")
-    except ObjectNotFound:
-        return
-    others = [tag.removeprefix("host:") for tag in served.tags if tag.startswith("host:") and tag != _host()]
-    if others and served.status is DeploymentStatus.READY:  # someone asked for its runs in the last minute
-        raise StartError(
-            f"{name} is served by {others[0]}, or was a minute ago; end that service first, or give another --name here"
-        )
+    began, told = time.monotonic(), False
+    while not ending.is_set():
+        try:
+            served = await client.read_deployment_by_name(f"{FLOW}/{name}")
+        except ObjectNotFound:
+            return
+        others = [tag.removeprefix("host:") for tag in served.tags if tag.startswith("host:") and tag != _host()]
+        if not others or served.status is not DeploymentStatus.READY:  # nobody asked for its runs in the last minute
+            return
+        if time.monotonic() - began >= _READY_SECONDS:
+            raise StartError(f"{name} is served by {others[0]}; end that service first, or give another --name here")
+        if not told:
+            told = True
+            tell(f"{name} was served by {others[0]} a minute ago; waiting up to {_READY_SECONDS:.0f} s for its end")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ending.wait(), _TOLD_SECONDS)
+
+
+async def _leave(client: PrefectClient, deployment: UUID) -> None:
+    """Take this host's tag off: another one, such as the same container made anew, may serve it at once."""
+    from prefect.client.schemas.actions import DeploymentUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    from flows.runs import trouble
+
+    with suppress(trouble(), ObjectNotFound, TimeoutError):  # then it is waited for
+        async with asyncio.timeout(_LEAVE_SECONDS):
+            tags = (await client.read_deployment(deployment)).tags
+            if _host() in tags:
+                left = DeploymentUpdate(tags=[tag for tag in tags if tag != _host()])
+                await client.update_deployment(deployment, left)
 
 
 async def _cancel_missed(client: PrefectClient, name: str) -> int:

@@ -223,13 +223,29 @@ def test_the_pauses_end_at_ten_minutes_and_at_an_hour(tmp_path: Path, monkeypatc
 
 
 class Deployed:
-    """Stands for a server that has the deployment, served by a host."""
+    """Stands for a server that has the deployment, served by a host; after some looks nobody is known to serve it."""
 
-    def __init__(self, host: str, status: DeploymentStatus) -> None:
+    def __init__(self, host: str, status: DeploymentStatus, looks: float = float("inf")) -> None:
         self.found = SimpleNamespace(tags=["denoise-flows", f"host:{host}"], status=status)
+        self.looks = looks
+        self.ending = asyncio.Event()
+        self.lines: list[str] = []
 
     async def read_deployment_by_name(self, _: str) -> Any:
+        self.looks -= 1
+        if self.looks < 0:
+            self.found.status = DeploymentStatus.NOT_READY
         return self.found
+
+    async def read_deployment(self, _: UUID) -> Any:
+        return self.found
+
+    async def update_deployment(self, _: UUID, update: Any) -> None:
+        self.found.tags = update.tags
+
+    def asked(self) -> None:
+        """What a service does that would serve it here."""
+        asyncio.run(schedule._refuse_another_host(self, "night-1a2b3c", self.ending, self.lines.append))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -240,13 +256,39 @@ class Deployed:
         (socket.gethostname(), DeploymentStatus.READY, False),
     ],
 )
-def test_what_another_machine_serves_is_refused(host: str, status: DeploymentStatus, *, refused: bool) -> None:
-    served = schedule._refuse_another_host(Deployed(host, status), "night-1a2b3c")  # type: ignore[arg-type]
+def test_what_another_machine_serves_is_refused(
+    host: str, status: DeploymentStatus, monkeypatch: pytest.MonkeyPatch, *, refused: bool
+) -> None:
+    monkeypatch.setattr(schedule, "_READY_SECONDS", 0.0)
+    served = Deployed(host, status)
     if not refused:
-        asyncio.run(served)
+        served.asked()
         return
-    with pytest.raises(StartError, match="night-1a2b3c is served by elsewhere, or was a minute ago"):
-        asyncio.run(served)
+    with pytest.raises(StartError, match="night-1a2b3c is served by elsewhere; end that service first"):
+        served.asked()
+
+
+def test_a_service_that_was_killed_elsewhere_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "_TOLD_SECONDS", 0.01)
+    served = Deployed("elsewhere", DeploymentStatus.READY, looks=2)
+    served.asked()
+    assert served.looks == -1
+    assert served.lines == ["night-1a2b3c was served by elsewhere a minute ago; waiting up to 90 s for its end"]
+
+
+def test_a_stop_ends_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Deployed("elsewhere", DeploymentStatus.READY)
+    monkeypatch.setattr(served, "lines", SimpleNamespace(append=lambda _: served.ending.set()))
+    served.asked()
+    assert served.ending.is_set()
+
+
+def test_a_service_that_ends_leaves_its_deployment_to_any_host() -> None:
+    """But not where another one serves it by now."""
+    for host, left in ((socket.gethostname(), []), ("elsewhere", ["host:elsewhere"])):
+        served = Deployed(host, DeploymentStatus.READY)
+        asyncio.run(schedule._leave(served, uuid4()))  # type: ignore[arg-type]
+        assert served.found.tags == ["denoise-flows", *left]
 
 
 def test_a_missing_input_and_a_second_service_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from denoise_core.images.tiff_series import Series, read_series
 from denoise_core.images.tiff_software import add_software, untold
 
 _ORIENTATION, _ICC_PROFILE = 274, 34675
+_LONG = 4096  # bytes of a tag's values
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,16 @@ def read_header(file: BinaryIO, *, max_pixels: int, by_plane: bool = False) -> H
     check_held(size, len(series.pages) * series.layout.bytes)
     if size > SPARE:
         most = 2 * sum(page.layout.coded_bytes for page in series.all_pages)  # no codec makes more of noise
-        check_used(size, min(find_segments(series).bytes, most))
+        check_used(size, min(find_segments(series).bytes, most) + _in_tags(series))
     return series.header
+
+
+def _in_tags(series: Series) -> int:
+    """Bytes of the file in long values of its tags, such as the layers of Photoshop: they are known, and carried over."""
+    spans = series.shared[np.argsort(series.shared[:, 0], kind="stable")]
+    spans = spans[spans[:, 1] - spans[:, 0] >= _LONG]
+    before = np.maximum.accumulate(np.append(0, spans[:, 1]))[:-1]
+    return int(np.maximum(spans[:, 1] - np.maximum(spans[:, 0], before), 0).sum())
 
 
 def decode(data: bytes, *, max_pixels: int) -> Image:

@@ -103,3 +103,22 @@ def test_pixels_and_as_many_bytes_beside_them_are_accepted(monkeypatch: pytest.M
     (tmp_path / "a.tif").write_bytes(tiff(picture(100, 100), metadata=None) + bytes(11_000))
     with pytest.raises(ImageError, match="no more than 10,000:"):
         images.read_header(tmp_path / "a.tif", max_pixels=LIMIT)
+
+
+def test_layers_in_a_tag_are_accepted_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Photoshop keeps them in tag 37724; two tags with the same bytes count once."""
+    monkeypatch.setattr(bounds, "SPARE", 1000)
+    monkeypatch.setattr(tiff_container, "SPARE", 1000)
+    layers = np.random.default_rng(0).bytes(100_000)
+    data = tiff(picture(100, 100), metadata=None, extratags=[(37724, 7, len(layers), layers, True)])
+    path = tmp_path / "a.tif"
+    path.write_bytes(data)
+    assert images.read_header(path, max_pixels=LIMIT).pixels == 10_000
+    image = images.decode(data, max_pixels=LIMIT)
+    assert layers in images.encode(image, 255 - image.pixels)
+    twice = [(code, 7, len(layers), layers, True) for code in (37724, 37725)]
+    data = tiff(picture(100, 100), metadata=None, extratags=twice)
+    first, second = data.index(layers), data.rindex(layers)
+    path.write_bytes(data.replace(struct.pack("<I", second), struct.pack("<I", first)) + bytes(30_000))
+    with pytest.raises(ImageError, match="no more than 110,000:"):
+        images.read_header(path, max_pixels=LIMIT)

@@ -16,9 +16,11 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from denoise_core.images import write_atomic
 from tasks.table import DONE, Row, is_row, name_of
 
 SYNC_SECONDS = 1.0
@@ -150,6 +152,39 @@ def changed_at(path: Path) -> int:
     return path.stat().st_mtime_ns // 1000
 
 
+class Checked:
+    """What scans found to be as it was written though its time is another: it need not be read again every night.
+
+    As a context manager it reads ``OUTPUT/runs/checked.json`` and writes it again where it has grown.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._path = output / "runs" / "checked.json"
+        self._found: dict[str, list[Any]] = {}
+        self._has_grown = False
+
+    def __enter__(self) -> Checked:
+        with suppress(OSError, ValueError, RecursionError):
+            read = json.loads(self._path.read_bytes())
+            self._found = read if isinstance(read, dict) else {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._has_grown:
+            with suppress(OSError):  # the next run reads them again
+                write_atomic(self._path, json.dumps(self._found).encode("ascii"))
+
+    def __contains__(self, output: tuple[str, str, int]) -> bool:
+        name, *found = output
+        return self._found.get(name) == found
+
+    def add(self, output: tuple[str, str, int]) -> None:
+        """An output by its name, its digest, and its time."""
+        name, *found = output
+        self._found[name] = found
+        self._has_grown = True
+
+
 def is_done(
     row: Row | None,
     *,
@@ -158,11 +193,13 @@ def is_done(
     output: Path,
     reference_sha256: str | None = None,
     noisy: bool = False,
+    checked: Checked | None = None,
 ) -> bool:
     """Whether a row says that this very source was done with this very configuration, and its files are still there.
 
     These are the output and what was painted; with `noisy` the noisy image too, which an earlier run may not have kept.
-    The output's digest is compared where its time is not the one that it was written at: it was damaged, or only copied.
+    The output's digest is compared where its time is neither the one that it was written at nor one at which it was `checked`:
+    it was damaged, or only copied.
     """
     if row is None or row.get("status") != DONE:
         return False
@@ -176,16 +213,23 @@ def is_done(
     try:
         if not all((output / name_of(str(name))).is_file() for name in beside if name is not None):
             return False
-        return written.is_file() and _is_as_written(written, row)
+        return written.is_file() and _is_as_written(written, row, checked)
     except OSError:
         return False
 
 
-def _is_as_written(path: Path, row: Row) -> bool:
+def _is_as_written(path: Path, row: Row, checked: Checked | None) -> bool:
     if path.stat().st_size != row.get("output_bytes"):
         return False
     digest: str | None = row.get("output_sha256")
-    if digest is None or changed_at(path) == row.get(CHANGED_AT):
+    if digest is None or CHANGED_AT not in row:  # earlier versions noted no time
+        return True
+    this = (str(row.get("output")), digest, changed_at(path))
+    if this[2] == row[CHANGED_AT] or (checked is not None and this in checked):
         return True
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == digest
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            return False
+    if checked is not None:
+        checked.add(this)
+    return True

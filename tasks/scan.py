@@ -96,7 +96,7 @@ def scan(
         return _row(name, refusal) if refusal is not None else _look(name, path, reference, limits)
 
     entries = sorted(_walk(root), key=lambda entry: entry[0]) if root.is_dir() else [(root.name, root, None)]
-    with ThreadPoolExecutor(max_workers=4, thread_name_prefix="scan") as pool:
+    with ledger.Checked(output) as checked, ThreadPoolExecutor(max_workers=4, thread_name_prefix="scan") as pool:
         for result in pool.map(look, entries):
             if isinstance(result, Source):
                 row = earlier.get(text(result.name))
@@ -107,6 +107,7 @@ def scan(
                     config_digest=config_digest,
                     output=output,
                     noisy=noisy,
+                    checked=checked,
                 )
                 if done and row is not None:
                     found.done.append(row)

@@ -97,6 +97,45 @@ def test_an_output_is_read_again_only_where_its_time_is_another(
     assert done() == (True, 0), "a share that keeps no nanoseconds"
 
 
+def test_an_output_without_a_time_is_taken_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"12345")
+    asked = {"source_sha256": "s", "config_digest": "c"}
+    old = row("a.png", **asked, output="a.png", output_bytes=5, output_sha256=hashlib.sha256(b"12345").hexdigest())
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("it was read"))
+    assert ledger.is_done(old, **asked, output=tmp_path)
+    assert not ledger.is_done(old | {"output_bytes": 6}, **asked, output=tmp_path)
+
+
+@pytest.mark.parametrize("before", [None, b"torn {", b"[" * 200_000, b"[]", b'{"a.png": null}'])
+def test_a_copied_output_is_read_once(tmp_path: Path, before: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = tmp_path / "a.png"
+    written.write_bytes(b"12345")
+    asked = {"source_sha256": "s", "config_digest": "c"}
+    digest = hashlib.sha256(b"12345").hexdigest()
+    copied = row("a.png", **asked, output="a.png", output_bytes=5, output_sha256=digest) | {ledger.CHANGED_AT: 1}
+    if before is not None:
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "checked.json").write_bytes(before)
+    read: list[str] = []
+    whole = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: read.append("again") or whole(*given))
+
+    def done(entry: table.Row = copied) -> tuple[bool, int]:
+        read.clear()
+        with ledger.Checked(tmp_path) as checked:
+            return ledger.is_done(entry, **asked, output=tmp_path, checked=checked), len(read)
+
+    assert [done(), done(), done()] == [(True, 1), (True, 0), (True, 0)]
+    assert done(copied | {"output_sha256": "another"}) == (False, 1)
+    at = written.stat().st_mtime_ns
+    written.write_bytes(b"1234x")
+    os.utime(written, ns=(0, at + 10**9))
+    assert done() == (False, 1)
+    written.write_bytes(b"12345")
+    os.utime(written, ns=(0, at + 10**9))
+    assert [done(), done()] == [(True, 1), (True, 0)]
+
+
 def test_done_needs_what_was_painted_too_and_the_noisy_image_where_it_is_asked_for(tmp_path: Path) -> None:
     for folder in ("images", "stylized", "noisy"):
         (tmp_path / folder).mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from tasks import ledger
 from tasks.faults import Interrupted, interrupt
 from tasks.scan import Scan, scan
 from tasks.work import read_below
@@ -152,3 +154,19 @@ def test_a_file_that_is_mostly_a_hole_is_a_failed_row(tmp_path: Path) -> None:
         "a file of 4,294,967,296 bytes, of which its image accounts for no more than 4,096:"
         in found.refused[0]["error"]
     )
+
+
+def test_outputs_that_were_copied_are_read_by_the_first_scan_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    png(tmp_path / "in" / "a.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.png").write_bytes(b"12345")
+    (source,) = look(tmp_path / "in", out).todo
+    row = {"source": "a.png", "status": "done", "source_sha256": source.sha256, "config_digest": "c", "output": "a.png"}
+    row |= {"output_bytes": 5, "output_sha256": hashlib.sha256(b"12345").hexdigest(), ledger.CHANGED_AT: 1}
+    ledger.Part(out / "runs" / "0001-20261120T000000Z", 1).append(row)
+    assert [r["source"] for r in look(tmp_path / "in", out).done] == ["a.png"]
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("it was read"))
+    assert [r["source"] for r in look(tmp_path / "in", out).done] == ["a.png"]

@@ -161,9 +161,9 @@ def cropped(image: Image, side: int | None) -> Image:
         middle[axis] = slice(start, start + side)
     pixels = np.ascontiguousarray(image.pixels[tuple(middle)])
     if image.container == "tiff":
-        from denoise_core.images.tiff import plain
+        from denoise_core.images.tiff import plain, plain_notes
 
-        notes = (*image.lasting_notes, "the metadata of the file, which was cropped")
+        notes = (*plain_notes(image), "the metadata of the file, which was cropped")
         return replace(plain(pixels, image.axes), notes=notes)
     alpha = None if image.alpha is None else np.ascontiguousarray(image.alpha[middle[axes[0]], middle[axes[1]]])
     carried: Any = replace(image.carried, source=b"")  # type: ignore[type-var] # that of PNG or JPEG: it holds other pixels

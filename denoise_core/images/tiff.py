@@ -140,7 +140,13 @@ def recoloured(image: Image, pixels: NDArray[Any], note: str) -> Image:
     orientation = source.integers(first, _ORIENTATION)[:1]
     tags = [(_ORIENTATION, "H", 1, orientation[0], True)] if orientation else []
     found = plain(pixels, image.axes, alpha=image.alpha, extratags=tags)
-    return replace(found, notes=(*image.lasting_notes, note, "the metadata of the file"))
+    return replace(found, notes=(*plain_notes(image), note, "the metadata of the file"))
+
+
+def plain_notes(image: Image) -> tuple[str, ...]:
+    """The notes of a decoded TIFF that hold of a plain one made of it, too: that one says in Software what was done."""
+    source, _ = _first_page(image)
+    return tuple(note for note in image.lasting_notes if note not in untold(source))
 
 
 def _first_page(image: Image) -> tuple[Source, Directory]:

@@ -9,8 +9,8 @@ import pytest
 import tifffile
 from PIL import Image as Pillow
 
-from denoise_core.images import cropped, decode, encode
-from tests.denoise_core.images.image_files import LIMIT, picture
+from denoise_core.images import cropped, decode, encode, in_rgb, tiff_software
+from tests.denoise_core.images.image_files import LIMIT, inks, picture, tiff
 
 
 def file_of(pixels: np.ndarray, kind: str) -> bytes:
@@ -62,3 +62,21 @@ def test_alpha_and_the_frames_of_a_stack() -> None:
     again = decode(encode(stack, stack.pixels), max_pixels=LIMIT)
     assert again.axes == "ZYX"
     assert np.array_equal(again.pixels, frames[:, 15:25, 20:30])
+
+
+@pytest.mark.parametrize("why", ["an index", "a size"])
+@pytest.mark.parametrize("what", ["cropped", "in RGB"])
+def test_a_plain_tiff_tells_in_software_what_its_source_could_not(
+    what: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source of Micro-Manager, whose directories cannot move, or of nearly 4 GB."""
+    tags = [(51123, "s", 0, "{}", True)] * (why == "an index")
+    data = tiff(inks(25, 30), photometric="separated", software=False, metadata=None, extratags=tags)
+    if why == "a size":
+        monkeypatch.setattr(tiff_software, "_LARGEST", len(data) - 1)
+    image = decode(data, max_pixels=LIMIT)
+    assert "Software" in str(image.notes)
+    found = cropped(image, 10) if what == "cropped" else in_rgb(image)
+    assert "Software" not in str(found.notes)
+    with tifffile.TiffFile(io.BytesIO(encode(found, found.pixels, software="what was done"))) as tif:
+        assert tif.pages[0].software.endswith("what was done")  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ the work on the image ends, however it ends: only the death of the process leave
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,8 +40,11 @@ def noted(source: Source, settings: Settings) -> Iterator[None]:
 
 
 def died_over(output: Path, sources: Sequence[Source]) -> frozenset[Source]:
-    """Those of the sources over which ``MOST_DEATHS`` runs died, or more, and that have got no answer since."""
-    deaths: Counter[str] = Counter()
+    """Those of the sources over which ``MOST_DEATHS`` runs died, or more, and that have got no answer since.
+
+    Notes that a later row answers are removed: no later run has to read the ledgers for them.
+    """
+    notes: defaultdict[str, list[Path]] = defaultdict(list)
     left = {
         folder: [note.name.removeprefix(_NOTE) for note in folder.glob(f"{_NOTE}*")]
         for folder in ledger.run_folders(output)
@@ -49,11 +52,14 @@ def died_over(output: Path, sources: Sequence[Source]) -> frozenset[Source]:
     if sum(map(bool, left.values())) < MOST_DEATHS:
         return frozenset()  # no ledger has to be read
     for folder, keys in left.items():
-        deaths.update(keys)
+        for key in keys:
+            notes[key].append(folder / f"{_NOTE}{key}")
         for row in ledger.rows_of(folder):
             if row.get("error_type") != WORKER_DIED:
-                deaths.pop(_key(row["source"], str(row.get("source_sha256"))), None)
-    return frozenset(one for one in sources if deaths[_key(text(one.name), one.sha256)] >= MOST_DEATHS)
+                for note in notes.pop(_key(row["source"], str(row.get("source_sha256"))), ()):
+                    with suppress(OSError):
+                        note.unlink()
+    return frozenset(one for one in sources if len(notes[_key(text(one.name), one.sha256)]) >= MOST_DEATHS)
 
 
 def _key(name: str, sha256: str) -> str:

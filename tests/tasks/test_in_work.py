@@ -73,3 +73,18 @@ def test_a_row_of_the_run_that_died_counts(tmp_path: Path) -> None:
     dies(run(tmp_path, 2), A)
     answers(run(tmp_path, 2), A, "done")
     assert died_over(tmp_path, [A]) == set()
+
+
+def test_notes_that_a_row_answers_go_and_the_ledgers_are_read_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        dies(run(tmp_path, number), A)
+    dies(run(tmp_path, 3), B)
+    answers(run(tmp_path, 3), A, "done")
+    assert died_over(tmp_path, [A, B]) == set()
+    monkeypatch.setattr("tasks.ledger.rows_of", lambda _: pytest.fail("a ledger was read"))
+    assert died_over(tmp_path, [A, B]) == set()
+    monkeypatch.undo()
+    dies(run(tmp_path, 4), B)
+    assert died_over(tmp_path, [A, B]) == {B}, "its own note was kept"

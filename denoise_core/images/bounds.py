@@ -15,16 +15,20 @@ from denoise_core.images.model import Header, ImageError
 SPARE = 256 << 20
 """Bytes that need no reason: so much may be decoded from any file, and so much may a file hold beside its image."""
 DENSEST = 1032
-"""Bytes that one byte of a file may become: deflate can do no more, and images of noise come nowhere near."""
+"""Bytes that one byte of a file may become: deflate can do no more, and of other codecs none does it but for blank images."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
-def check_held(held: int, need: int) -> None:
-    """Refuse `need` bytes of samples that would come from `held` bytes of a file; raises ImageError."""
-    if need > max(SPARE, DENSEST * held):
+def check_held(held: int, need: int, *, densest: int = DENSEST) -> None:
+    """Refuse `need` bytes of samples that would come from `held` bytes of a file; raises ImageError.
+
+    `densest`: of a whole stack, whose planes may be blank, what its codec can make of a byte.
+    """
+    if need > max(SPARE, densest * held):
         raise ImageError(
-            f"{held:,} bytes of the file cannot hold a picture of {need:,} bytes: none compresses {DENSEST:,} times"
+            f"{held:,} bytes of the file cannot hold a picture of {need:,} bytes: but for blank ones none compresses "
+            f"{densest:,} times"
         )
 
 

@@ -20,7 +20,7 @@ from denoise_core.images.bounds import SPARE, check_held, check_memory, check_us
 from denoise_core.images.levels import area_means, same_bits
 from denoise_core.images.model import Header, Image, split_alpha, with_alpha
 from denoise_core.images.tiff_directories import Directory, Source, open_source
-from denoise_core.images.tiff_rooms import Rewriter, Segments, find_segments
+from denoise_core.images.tiff_rooms import Rewriter, Segments, densest, find_segments
 from denoise_core.images.tiff_segments import decode_page, encode_page
 from denoise_core.images.tiff_series import Series, read_series
 from denoise_core.images.tiff_software import add_software, untold
@@ -42,7 +42,8 @@ def read_header(file: BinaryIO, *, max_pixels: int, by_plane: bool = False) -> H
     """The header of an open TIFF; reads directories and no pixels. Raises ImageError."""
     series = read_series(file, max_pixels, by_plane=by_plane)
     size = series.source.size
-    check_held(size, len(series.pages) * series.layout.bytes)
+    check_held(size, series.layout.bytes)
+    check_held(size, len(series.pages) * series.layout.bytes, densest=densest(series))
     if size > SPARE:
         most = 2 * sum(page.layout.coded_bytes for page in series.all_pages)  # no codec makes more of noise
         check_used(size, min(find_segments(series).bytes, most) + _in_tags(series))

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from denoise_core.images.bounds import check_held
+from denoise_core.images.bounds import DENSEST, SPARE, check_held
 from denoise_core.images.model import ImageError
 from denoise_core.images.tiff_directories import Source, numbers, put, set_integers
 from denoise_core.images.tiff_layout import NONE, RATIOS
@@ -93,7 +93,14 @@ def _refuse_bombs(series: Series, segments: Segments) -> None:
             f"the TIFF is damaged: {held[short[0]]:,} bytes of pixel data{where} "
             f"cannot hold the {need[short[0]]:,} that its header needs"
         )
-    check_held(segments.bytes, int(need.sum()))
+    for page in np.flatnonzero(need > SPARE).tolist():
+        check_held(sum(size for _, size in set(segments.of(page))), int(need[page]))
+    check_held(segments.bytes, int(need.sum()), densest=densest(series))
+
+
+def densest(series: Series) -> int:
+    """What the codecs of a series can make of a byte, and no less than `DENSEST`."""
+    return max(DENSEST, *{RATIOS[page.layout.compression] for page in series.all_pages})
 
 
 def _refuse_overlaps(series: Series, segments: Segments) -> None:

@@ -12,7 +12,7 @@ import pytest
 from image_files import LIMIT, jpeg, picture, png, tiff
 
 from denoise_core import images
-from denoise_core.images import Header, ImageError, bounds
+from denoise_core.images import Header, ImageError, bounds, tiff_rooms
 from denoise_core.images import tiff as tiff_container
 
 
@@ -122,3 +122,21 @@ def test_layers_in_a_tag_are_accepted_and_kept(monkeypatch: pytest.MonkeyPatch, 
     path.write_bytes(data.replace(struct.pack("<I", second), struct.pack("<I", first)) + bytes(30_000))
     with pytest.raises(ImageError, match="no more than 110,000:"):
         images.read_header(path, max_pixels=LIMIT)
+
+
+def test_a_stack_of_blank_planes_is_read_and_a_plane_that_is_one_bomb_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """zstd makes more than 1,032 bytes of one where all are the same; a small stack stands for one of more than 256 MB."""
+    blank, path = np.zeros((8, 256, 256), np.uint16), tmp_path / "a.tif"
+    data = tiff(blank, photometric="minisblack", compression="zstd", rowsperstrip=256, metadata=None)
+    path.write_bytes(data)
+    for module in (bounds, tiff_rooms):
+        monkeypatch.setattr(module, "SPARE", blank[0].nbytes)
+    assert len(data) * bounds.DENSEST > blank.nbytes > 8 * 30 * bounds.DENSEST, "the strips alone are denser"
+    assert images.read_header(path, max_pixels=LIMIT).pixels == blank.size
+    assert not images.decode(data, max_pixels=LIMIT).pixels.any()
+    for module in (bounds, tiff_rooms):
+        monkeypatch.setattr(module, "SPARE", blank[0].nbytes - 1)
+    with pytest.raises(ImageError, match="cannot hold a picture of 131,072 bytes: but for blank ones none"):
+        images.decode(data, max_pixels=LIMIT)

@@ -37,7 +37,8 @@ _FILLER = bytes((37 * i + 0x5B) % 251 for i in range(24))
 _MOST_SEGMENTS = 100_000
 # A progressive picture has about 10 scans, each of which goes over all pixels again: a few bytes can ask for hours.
 _MOST_SCANS = 100
-_MOST_SCANNED = 10_000_000_000  # scans × pixels: some seconds, and 20 scans of the largest picture that is accepted
+_SCANS_OF_LARGEST = 20  # over the largest picture that is accepted
+_LARGE_PIXELS = 500_000_000  # so many pixels, all scans over them, take some seconds
 _PROFILE = b"ICC_PROFILE\0"
 _PROFILE_HEAD = len(_PROFILE) + 2  # and the part's number, and of how many
 
@@ -326,7 +327,7 @@ def _walk(data: bytes, max_pixels: int) -> _Stream:  # noqa: PLR0912 one branch 
         at += 2 + length
         if marker == _SOS:
             scans += 1
-            _check_scans(scans, frame)
+            _check_scans(scans, frame, max_pixels)
             for match in _MARKER_IN_SCAN.finditer(data, at):
                 ends.append(match.start())
                 if not 0xD0 <= match[1][0] <= 0xD7:
@@ -347,12 +348,13 @@ def _tables(body: bytes) -> set[bytes]:
     return found
 
 
-def _check_scans(scans: int, frame: Frame | None) -> None:
+def _check_scans(scans: int, frame: Frame | None, max_pixels: int) -> None:
     pixels = frame.width * frame.height if frame else 0
-    if scans > _MOST_SCANS or scans * pixels > _MOST_SCANNED:
+    most = _SCANS_OF_LARGEST * max(max_pixels, _LARGE_PIXELS)
+    if scans > _MOST_SCANS or scans * pixels > most:
         raise ImageError(
             f"a JPEG of {scans:,} scans or more over {pixels:,} pixels; at most {_MOST_SCANS} scans, and "
-            f"{_MOST_SCANNED:,} pixels in all of them together, are supported"
+            f"{most:,} pixels in all of them together, are supported"
         )
 
 

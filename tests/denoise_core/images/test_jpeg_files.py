@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 
 from denoise_core import images
 from denoise_core.images import Header, ImageError
+from denoise_core.images import jpeg as jpeg_container
 
 
 def exif(orientation: int = 6) -> bytes:
@@ -201,3 +202,13 @@ def test_the_header_alone_refuses(tmp_path: Path, data: bytes, words: str) -> No
     path.write_bytes(data)
     with pytest.raises(ImageError, match=words):
         images.read_header(path, max_pixels=LIMIT)
+
+
+def test_a_larger_limit_of_pixels_leaves_room_for_the_scans_of_larger_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A progressive picture of about 10 scans; the limits stand for those of gigapixels."""
+    data = jpeg(picture(48, 70, 3), progressive=True)
+    monkeypatch.setattr(jpeg_container, "_LARGE_PIXELS", 100)
+    monkeypatch.setattr(jpeg_container, "_SCANS_OF_LARGEST", 2)
+    with pytest.raises(ImageError, match="at most 100 scans, and 6,720 pixels in all of them together"):
+        images.decode(data, max_pixels=48 * 70)
+    assert images.decode(data, max_pixels=50 * 48 * 70).pixels.shape == (48, 70, 3)

@@ -86,7 +86,8 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
 def encode(image: Image, pixels: NDArray[Any], software: str) -> bytes:
     """The source file with `pixels` in place of its own, in the same layout and compression (JPEG at quality 95).
 
-    The levels of a pyramid are made again, as means over areas. Pixels that are the source's stay as they were coded.
+    The levels of a pyramid are made again, as means over areas. Pixels that are the source's stay as they were coded. `software`
+    is left out where a result of nearly 4 GiB has no room for it.
     """
     carried = image.carried
     if not isinstance(carried, Carried):

@@ -81,6 +81,7 @@ class Copy:
     def __init__(self, planes: Planes, out: BinaryIO) -> None:
         self._planes, self._out = planes, out
         self._rewriter: Rewriter | None = None
+        self._untold: tuple[str, ...] = ()
         self._unchanged: list[int] = []  # until the first that changed: where none does, the copy is right as it is
         pages, levels = planes.series.pages, planes.series.levels
         self._levels_at = list(itertools.accumulate(map(len, levels), initial=len(pages)))
@@ -109,12 +110,12 @@ class Copy:
 
     @property
     def if_changed(self) -> tuple[str, ...]:
-        """Notes of what other pixels than the file's make untrue, if there are such."""
-        return () if self._rewriter is None else self._planes.series.if_changed
+        """Notes of what other pixels than the file's make untrue, if there are such, and of what they left no room for."""
+        return () if self._rewriter is None else (*self._planes.series.if_changed, *self._untold)
 
     def finish(self, software: str) -> None:
         """Write what tells where the pixels lie, and add `software`, ASCII, to the tag Software."""
         if self._rewriter is not None:
             self._rewriter.finish()
         if software and not self._planes.untold:
-            add_software(self._out, software)
+            self._untold = add_software(self._out, software)

@@ -14,34 +14,42 @@ _SOFTWARE, _ASCII = 305, 2
 _INDEXED = (51123,)  # Micro-Manager
 _LARGEST = (1 << 32) - (1 << 20)  # bytes of a source that may be told in; a result seldom is larger
 
+_OFFSETS = 1 << 32  # bytes that offsets of 4 bytes reach
+_FULL = "the tag Software says nothing of this: the file has as many bytes as a TIFF that is no BigTIFF can"
+
 
 def untold(source: Source) -> tuple[str, ...]:
     """Why the tag of a file cannot tell what was done, as a note; nothing where it can."""
     if not source.big and source.size > _LARGEST:
-        return ("the tag Software says nothing of this: the file has as many bytes as a TIFF that is no BigTIFF can",)
+        return (_FULL,)
     directory = source.directory(source.first)
     if _SOFTWARE not in directory.tags and any(code in directory.tags for code in _INDEXED):
         return ("the tag Software says nothing of this: the file has an index of where everything stands",)
     return ()
 
 
-def add_software(out: BinaryIO, text: str) -> None:
+def add_software(out: BinaryIO, text: str) -> tuple[str, ...]:
     """Append `text` to the tag, or add the tag; every other tag and value stays. Nothing may be `untold` of the source.
 
     A directory without the tag has no room for it: it is written anew at the end of the file, and the file's header points
-    there. Raises ImageError where the file has become larger than its offsets can say.
+    there. Where no room is left for that nothing is written, and a note says so. Raises ImageError where the file itself has
+    become larger than its offsets can say.
     """
     source = open_source(out)
     directory = source.directory(source.first)
     tag = directory.tags.get(_SOFTWARE)
-    if not source.big and source.size + len(text) + 4096 + (directory.end - directory.start) >= 1 << 32:
+    if not source.big and source.size > _OFFSETS:
         raise ImageError(TOO_LARGE)
+    needed = len(text) + 4096 + (directory.end - directory.start) + (0 if tag is None else tag.bytes)
+    if not source.big and source.size + needed >= _OFFSETS:
+        return (_FULL,)
     if tag is None:
         _add_tag(out, source, directory, text)
-        return
+        return ()
     before = source.raw(tag).partition(b"\0")[0]
     between = b"\n" if b"\n" in before else b"; "  # some programs keep lines of settings here
     _set_text(out, source, tag, before + between + text.encode("ascii") if before else text.encode("ascii"))
+    return ()
 
 
 def _set_text(out: BinaryIO, source: Source, tag: Tag, text: bytes) -> None:

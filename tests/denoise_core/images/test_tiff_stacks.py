@@ -820,6 +820,20 @@ def test_where_nothing_can_be_told_a_note_says_so(why: str, monkeypatch: pytest.
     assert out.getvalue() == data
 
 
+def test_a_result_without_room_for_software_is_written_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small limits stand for 4 GiB."""
+    data = tiff(GREY, photometric="minisblack", software="a microscope")
+    image = images.decode(data, max_pixels=LIMIT)
+    plain = images.encode(image, off_by_one(image.pixels))
+    monkeypatch.setattr(tiff_software, "_OFFSETS", len(plain) + 100)
+    assert images.encode(image, off_by_one(image.pixels), software="denoise-flows 1") == plain
+    (note,) = tiff_software.add_software(io.BytesIO(plain), "denoise-flows 1")
+    assert "as many bytes as" in note
+    monkeypatch.setattr(tiff_software, "_OFFSETS", len(plain) - 1)
+    with pytest.raises(ImageError, match="larger than 4 GB"):
+        images.encode(image, off_by_one(image.pixels), software="denoise-flows 1")
+
+
 def test_extremes_of_pixels_that_are_gone_are_named() -> None:
     extremes = [(280, "H", 1, 3, True), (281, "H", 1, 900, True), (341, "H", 1, 900, True)]
     image = images.decode(tiff(GREY, photometric="minisblack", extratags=extremes), max_pixels=LIMIT)

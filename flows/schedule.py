@@ -50,7 +50,6 @@ _MOST_PAUSE = 600.0
 _MOST_PAUSE_FAILED = 3600.0  # such as on a full disk, which someone must see to
 _MOST_LETTERS = 300
 _READY_SECONDS = 90.0  # for so long a server may call a deployment ready that nobody serves any more
-_LEAVE_SECONDS = 10.0
 
 Tell = Callable[[str], None]
 
@@ -254,7 +253,6 @@ async def _serve(config: RunConfig, chosen: When, name: str, url: str, tell: Tel
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await runs.stop()
-            await _leave(client, deployment)
 
 
 def _host() -> str:
@@ -264,7 +262,7 @@ def _host() -> str:
 async def _refuse_another_host(client: PrefectClient, name: str, ending: asyncio.Event, tell: Tell) -> None:
     """Two machines with the same paths name their deployments alike, and each would take the other's runs.
 
-    A service that was killed looks like one at work for a minute: that is waited for, or until ``ending`` is set.
+    A service that has ended looks like one at work for a minute: that is waited for, or until ``ending`` is set.
     """
     from prefect.client.schemas.objects import DeploymentStatus
     from prefect.exceptions import ObjectNotFound
@@ -285,21 +283,6 @@ async def _refuse_another_host(client: PrefectClient, name: str, ending: asyncio
             tell(f"{name} was served by {others[0]} a minute ago; waiting up to {_READY_SECONDS:.0f} s for its end")
         with suppress(TimeoutError):
             await asyncio.wait_for(ending.wait(), _TOLD_SECONDS)
-
-
-async def _leave(client: PrefectClient, deployment: UUID) -> None:
-    """Take this host's tag off: another one, such as the same container made anew, may serve it at once."""
-    from prefect.client.schemas.actions import DeploymentUpdate
-    from prefect.exceptions import ObjectNotFound
-
-    from flows.runs import trouble
-
-    with suppress(trouble(), ObjectNotFound, TimeoutError):  # then it is waited for
-        async with asyncio.timeout(_LEAVE_SECONDS):
-            tags = (await client.read_deployment(deployment)).tags
-            if _host() in tags:
-                left = DeploymentUpdate(tags=[tag for tag in tags if tag != _host()])
-                await client.update_deployment(deployment, left)
 
 
 async def _cancel_missed(client: PrefectClient, name: str) -> int:

@@ -237,12 +237,6 @@ class Deployed:
             self.found.status = DeploymentStatus.NOT_READY
         return self.found
 
-    async def read_deployment(self, _: UUID) -> Any:
-        return self.found
-
-    async def update_deployment(self, _: UUID, update: Any) -> None:
-        self.found.tags = update.tags
-
     def asked(self) -> None:
         """What a service does that would serve it here."""
         asyncio.run(schedule._refuse_another_host(self, "night-1a2b3c", self.ending, self.lines.append))  # type: ignore[arg-type]
@@ -268,7 +262,7 @@ def test_what_another_machine_serves_is_refused(
         served.asked()
 
 
-def test_a_service_that_was_killed_elsewhere_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_ended_elsewhere_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "_TOLD_SECONDS", 0.01)
     served = Deployed("elsewhere", DeploymentStatus.READY, looks=2)
     served.asked()
@@ -281,14 +275,6 @@ def test_a_stop_ends_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "lines", SimpleNamespace(append=lambda _: served.ending.set()))
     served.asked()
     assert served.ending.is_set()
-
-
-def test_a_service_that_ends_leaves_its_deployment_to_any_host() -> None:
-    """But not where another one serves it by now."""
-    for host, left in ((socket.gethostname(), []), ("elsewhere", ["host:elsewhere"])):
-        served = Deployed(host, DeploymentStatus.READY)
-        asyncio.run(schedule._leave(served, uuid4()))  # type: ignore[arg-type]
-        assert served.found.tags == ["denoise-flows", *left]
 
 
 def test_a_missing_input_and_a_second_service_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,8 @@ def serve(config: RunConfig, chosen: When, *, name: str | None = None, tell: Tel
         StartError: it cannot be served as configured.
     """
     prepare_environment()
+    from flows.runs import trouble
+
     preflight.check(config, waits=True)
     name = name or default_name(config)
     if re.search(r"[/%]", name):
@@ -194,7 +196,10 @@ def serve(config: RunConfig, chosen: When, *, name: str | None = None, tell: Tel
     try:
         with service.lasting() as (url, what):
             tell(f"Prefect server: {url.removesuffix('/api')} ({what})")
-            asyncio.run(_serve(config, chosen, name, url.removesuffix("/api"), tell))
+            try:
+                asyncio.run(_serve(config, chosen, name, url.removesuffix("/api"), tell))
+            except trouble() as fault:  # before there is anything to serve; later it is waited for
+                raise StartError(f"the Prefect server failed: {shown(sentence(fault))}") from None
     finally:
         lock.release()
 

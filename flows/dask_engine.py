@@ -110,6 +110,12 @@ class _Dask:
             if interrupt.is_set():
                 return Interrupted()
             raise EngineLost(f"{self._where} was lost; the same command goes on when it is back") from None
+        except OSError as crash:
+            # The task's own come in its state. So this is the connection, whose end the client may notice a moment later.
+            for _ in range(round(_CONNECT_SECONDS / _POLL_SECONDS)):
+                self._check_connected()
+                time.sleep(_POLL_SECONDS)
+            return crash
         except BaseException as crash:  # noqa: BLE001 - whatever came back from the worker
             return crash
         return result(future)

@@ -277,7 +277,8 @@ def test_a_killed_worker_costs_a_retry_and_nothing_else(name: str, tmp_path: Pat
     assert status == 0, said
     assert differences(output, expected) == []
     (run,) = ledger.run_folders(output)
-    assert (run / "log.txt").read_text().count("its worker died") == 1
+    # None where it had just written the last row of its chunk.
+    assert (run / "log.txt").read_text().count("its worker died") <= 1
     assert started.left_behind() == []
 
 

@@ -305,7 +305,7 @@ def _end(config: CompareConfig, found: Scan, device: Device, cells: list[Planned
     for remark in remarks:
         announce(remark)
     done = sum(row["status"] == DONE for row in rows)
-    failed = [row for row in rows if row["status"] == FAILED]
+    failed, different = [row for row in rows if row["status"] == FAILED], comparison.failures_of(rows)
     earlier = sum(planned.done for planned in cells)
     summary = CompareSummary(
         output=str(root),
@@ -319,10 +319,9 @@ def _end(config: CompareConfig, found: Scan, device: Device, cells: list[Planned
         lines=[asdict(line) for line in lines],
         table=str(root / comparison.TABLE),
         report=str(root / PAGE),
-        different_failures=len(comparison.failures_of(rows)),
+        different_failures=len(different),
         failures=[
-            {"source": f"{failure.source} ({failure.where})", "error": failure.error}
-            for failure in comparison.failures_of(rows)[:100]
+            {"source": f"{failure.source} ({failure.where})", "error": failure.error} for failure in different[:100]
         ],
     )
     told(create_markdown_artifact, markdown=markdown, key=f"comparison-{slug(root.name)}", description=config.title)

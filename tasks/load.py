@@ -18,9 +18,8 @@ from tasks.steps import STEP
 from tasks.table import fill
 from tasks.work import Work, guarded, open_below, read_below
 
-_FLOATS = (
-    3  # noisy, denoised, and the method's own: 16 bytes a sample of uint16 in all, as benchmarks/NOTES.md measured
-)
+# Noisy, denoised, and the method's own: 16 bytes a sample of uint16 in all, as benchmarks/NOTES.md measured.
+_FLOATS = 3
 
 
 class NoReference(DenoiseError):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import itertools
 import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,18 @@ def written(output: Path) -> int:
     """Rows that all cells have written to their ledgers."""
     cells = [path for path in (output / "cells").glob("*/*") if path.is_dir()]
     return sum(len(list(ledger.rows_of(run))) for cell in cells for run in ledger.run_folders(cell))
+
+
+def stopping_at(number: int) -> Callable[..., bytes]:
+    """What encodes, and at the image of this number has the user stop the run."""
+    save, numbers = tasks.save.encode, itertools.count(1)
+
+    def encode(*arguments: Any, **options: Any) -> bytes:
+        if next(numbers) == number:
+            interrupt.set()
+        return save(*arguments, **options)
+
+    return encode
 
 
 @pytest.fixture
@@ -219,16 +233,8 @@ def test_images_that_share_a_fit_have_a_cell_of_their_own(
     options = ["--methods", "zs-fit:directory,zs-fit:image", "--noise", "gauss:25", "--slots", 1]
     assert compare(source, out, *options) == 0
     Image.fromarray(photo[100:164, 180:244, 1]).save(source / "2.png")
-    save, saved = tasks.save.encode, []
-
-    def stop_at_second(*arguments: Any, **more: Any) -> bytes:
-        saved.append(1)
-        if len(saved) == 2:
-            interrupt.set()
-        return save(*arguments, **more)
-
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.save, "encode", stop_at_second)
+        patch.setattr(tasks.save, "encode", stopping_at(2))
         assert compare(source, out, *options) == 130
     before = {row["source"]: row["created_at"] for row in rows_of(out) if row["candidate"] == "zs-fit:directory"}
     assert 0 < len(before) < 3
@@ -286,17 +292,9 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.Ca
 def test_stopped_and_gone_on_with(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop in the middle of the second of four cells: a table of what is done, and nothing done twice."""
     out = tmp_path / "out"
-    save, saved = tasks.save.encode, []
-
-    def stop_at_third(*arguments: Any, **options: Any) -> bytes:
-        saved.append(1)
-        if len(saved) == 3:
-            interrupt.set()
-        return save(*arguments, **options)
-
     options = ["--methods", "none,nlm", "--noise", "gauss:25,poisson:30", "--slots", 1]
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.save, "encode", stop_at_third)
+        patch.setattr(tasks.save, "encode", stopping_at(3))
         assert compare(photos, out, *options) == 130
     assert not interrupt.is_set()
     some = rows_of(out)

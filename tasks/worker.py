@@ -117,11 +117,7 @@ def _read(path: Path) -> str | None:
 
 def begin_process() -> None:
     """The start of a worker process: signals are the run's business, and its death is this process's end."""
-    from prefect.context import SyncClientContext
-
-    _leave_signals_to_the_run()
-    share_one_arena()
-    SyncClientContext().__enter__()  # for good: another one for each chunk would take 40 ms of it
+    _begin()
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -134,8 +130,15 @@ def begin_process() -> None:
 
 def dask_setup(worker: Any) -> None:  # noqa: ARG001 - the signature is Dask's
     """The start of a worker process of a Dask cluster of the run's own, which ends with it by itself."""
+    _begin()  # tasks run in copies of the context that this runs in
+
+
+def _begin() -> None:
+    from prefect.context import SyncClientContext
+
     _leave_signals_to_the_run()
     share_one_arena()
+    SyncClientContext().__enter__()  # for good: another one for each chunk would take 40 ms of it
 
 
 def _leave_signals_to_the_run() -> None:

@@ -95,7 +95,10 @@ def _cpu(why: str) -> Device:
     if _processor_has("_is_amx_tile_supported"):
         return Device("cpu", "bfloat16", cpu_threads(), f"{why}; the processor has AMX matrix tiles")
     if _processor_has("_is_avx512_bf16_supported"):
-        return Device("cpu", "bfloat16", cpu_threads(), f"{why}; the processor has AVX512_BF16")
+        # Of Intel's, only AMX tiles are fast: these instructions took twice float32's time on a Sapphire Rapids without them.
+        if _made_by_amd():
+            return Device("cpu", "bfloat16", cpu_threads(), f"{why}; the processor is AMD's and has AVX512_BF16")
+        return Device("cpu", "float32", cpu_threads(), f"{why}; without AMX its AVX512_BF16 is slower than float32")
     level = torch.backends.cpu.get_cpu_capability()
     return Device("cpu", "float32", cpu_threads(), f"{why}; the processor ({level}) has no fast bfloat16")
 
@@ -106,6 +109,14 @@ def _processor_has(probe: str) -> bool:
     # torch's own probes have no public name; without one, float32 is the safe answer.
     ask = getattr(torch.cpu, probe, None)
     return bool(ask is not None and ask())
+
+
+def _made_by_amd(described: Path = Path("/proc/cpuinfo")) -> bool:
+    try:
+        said = described.read_text(errors="replace")
+    except OSError:
+        said = os.environ.get("PROCESSOR_IDENTIFIER", "")  # Windows
+    return "AuthenticAMD" in said
 
 
 def cpu_threads() -> int:

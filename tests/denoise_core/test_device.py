@@ -20,7 +20,8 @@ def one_cuda(monkeypatch, capability):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=24 << 30))
 
 
-def processor(monkeypatch, *, amx=False, bf16=False):
+def processor(monkeypatch, *, amx=False, bf16=False, amd=False):
+    monkeypatch.setattr(device, "_made_by_amd", lambda: amd)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
 
@@ -35,11 +36,25 @@ def test_auto_is_the_cpu_where_there_is_no_cuda_and_says_why(monkeypatch):
 
 @pytest.mark.parametrize(
     ("flags", "precision"),
-    [({}, "float32"), ({"amx": True}, "bfloat16"), ({"bf16": True}, "bfloat16")],
+    [
+        ({}, "float32"),
+        ({"amx": True, "bf16": True}, "bfloat16"),
+        ({"bf16": True}, "float32"),
+        ({"bf16": True, "amd": True}, "bfloat16"),
+        ({"amd": True}, "float32"),
+    ],
 )
 def test_the_processors_flags_decide_the_precision(monkeypatch, flags, precision):
     processor(monkeypatch, **flags)
     assert device.choose("cpu").precision == precision
+
+
+@pytest.mark.parametrize("vendor", ["AuthenticAMD", "GenuineIntel"])
+def test_who_made_the_processor_is_read(tmp_path, monkeypatch, vendor):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    assert device._made_by_amd(tmp_path / "cpuinfo") == (vendor == "AuthenticAMD")
+    monkeypatch.setenv("PROCESSOR_IDENTIFIER", f"AMD64 Family 26 Model 2 Stepping 1, {vendor}")
+    assert device._made_by_amd(tmp_path / "absent") == (vendor == "AuthenticAMD")
 
 
 def test_a_torch_without_the_probes_gets_float32(monkeypatch):

@@ -190,8 +190,8 @@ METHODS: dict[str, Method] = {
             ("fast",),
             8,
             _nl_bayes,
-            "Non-local Bayes under a blind noise estimate: groups of like patches, no network and no fit",
-            "Lebrun, Buades and Morel, SIAM Journal on Imaging Sciences 6(3), 2013",
+            "Non-local Bayes at three scales under a blind noise estimate: groups of like patches, no network and no fit",
+            "Lebrun, Buades and Morel, SIAM Journal on Imaging Sciences 6(3), 2013; Facciolo, Pierazzo and Morel, 10(3), 2017",
         ),
         Method(
             "zs-fit",

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE = 8  # references along each side of the square that is matched at once
-CELL = (2, 8)  # tiles, down and along, whose patches are held at once
+CELL = (1, 8)  # tiles, down and along, whose patches are held at once
 CHUNK = 64, 2**20  # groups solved at once, and values of their covariances: at most
-GREATEST = 1e15  # so that squares stay finite in float32
+GREATEST = 1e16  # so that squares stay finite in float32
 CONDITION = {torch.float32: 1e5, torch.float64: 5e13}  # beyond it a matrix is not inverted in that type
 
 
@@ -68,13 +68,13 @@ FIRST = Pass(similar=110, chroma=0.6)
 SECOND = Pass(similar=32)
 
 ALIGN = math.lcm(FIRST.step, SECOND.step) * TILE * CELL[0]
-HALO = -(-(FIRST.reach + SECOND.reach) // ALIGN) * ALIGN
+REACH = FIRST.reach + SECOND.reach
 
 
 def nl_bayes(z: Tensor, on_cell: Callable[[], None] = lambda: None) -> Tensor:
     """The image without its noise.
 
-    A large image may come in bands of all columns: with `HALO` rows more above and below, or up to the image's edge,
+    A large image may come in bands of all columns: with `REACH` rows more above and below, or up to the image's edge,
     and a first row, those included, that is a multiple of `ALIGN`, a band's own rows are those of the whole image.
 
     Parameters

@@ -1,7 +1,8 @@
 """zs-fit: a non-local estimate, and a small network fitted to the noisy images alone that improves on it.
 
 1. The noise level is estimated blindly, and the image stabilised to noise of variance 1 (`noise_level`).
-2. `nl_bayes` gives the non-local estimate; of the frames of a stack together, where that proves better.
+2. `multiscale`, `nl_bayes` at three scales, gives the non-local estimate; of the frames of a stack together, where that
+   proves better.
 3. A network that corrects it is fitted to recorrupted windows (`pairs`, `fit`): of one image, of the frames of a stack,
    or of the images of a directory.
 4. What the fit is worth is measured on rows that no fit saw, against recorrupted copies of them. The network is used only

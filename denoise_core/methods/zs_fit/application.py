@@ -13,22 +13,22 @@ from scipy.fft import dct
 from torch import Tensor
 
 from denoise_core.device import Device
-from denoise_core.methods import Pixels
+from denoise_core.methods import Pixels, multiscale
 from denoise_core.methods.frames import Frames, Stack
-from denoise_core.methods.nl_bayes import ALIGN, HALO, nl_bayes
 from denoise_core.methods.zs_fit.fitting import Fitted, in_threads
 from denoise_core.methods.zs_fit.network import self_ensemble
 from denoise_core.methods.zs_fit.noise_level import Stabiliser
 
 PART_VALUES = 4_000_000  # of one part, its margins not counted: bounds the memory
 BAND_VALUES = 3 * PART_VALUES  # where a part has many frames, and its margins would cost more than itself
+FEWEST_ROWS = 128  # of a part: it is estimated from some 300 more above and below
 HOPS = 4  # half windows that the frames of one part span
 MOST_CHANNELS = 8  # of frames times channels that are taken for one image; more frames are taken apart into bands
-TILE = ALIGN, 512  # rows and columns that the network takes at once: bands hold whole tiles, and its maps stay in cache
+TILE = 64, 512  # rows and columns that the network takes at once: bands hold whole tiles, and its maps stay in cache
 
 # Where frames that are estimated together differ by more than noise, what is taken away is no longer white: its
 # correlation with its neighbours, over 15 x 15 pixels, has a standard deviation of about 0.03 in units of the noise.
-LOOKED_AT, REACH = 7, 4  # radius of that mean, and how far around a place that is not white single frames are taken
+LOOKED_AT, AROUND = 7, 4  # radius of that mean, and how far around a place that is not white single frames are taken
 WHITE, NOT_WHITE = 0.06, 0.12  # below the first the frames together, above the second the single frame, blended between
 
 
@@ -64,14 +64,20 @@ def apply(
     def check() -> None:
         on_share(done / len(parts))
 
+    around = max(radius, LOOKED_AT + AROUND)
+
     def work(part: Part) -> None:
-        above, below = max(0, part.top - HALO), min(noisy.shape[1], part.bottom + HALO)
+        # The rows of the estimate that the part's own depend on, and the rows of z that these depend on.
+        wide = slice(max(0, part.top - around), min(noisy.shape[1], part.bottom + around))
+        band = multiscale.band(wide, noisy.shape[1])
         starts = [s for s in _starts(len(noisy), window) if s < part.last and s + window > part.first]
         before, after = starts[0], starts[-1] + min(window, len(noisy))
-        z = to_tensor(stabiliser.forward(noisy[before:after, above:below])).to(device.name)
-        inside = slice(part.top - above, part.bottom - above)
+        z = to_tensor(stabiliser.forward(noisy[before:after, band])).to(device.name)
+        inside = slice(part.top - wide.start, part.bottom - wide.start)
         with torch.inference_mode():
-            estimate = _estimated(z, window, [start - before for start in starts], check)
+            rows = slice(wide.start - band.start, wide.stop - band.start)
+            estimate = _estimated(z, rows, window, [start - before for start in starts], check)
+            z = z[:, :, rows]
             for frame in range(part.first, part.last):
                 found = estimate[frame - before, :, inside]
                 if parameters is not None:
@@ -110,10 +116,10 @@ def parts_of(shape: tuple[int, ...], window: int, threads: int) -> Iterator[Part
     together = 1 if window < 2 else min(frames, HOPS * _hop(window))
     held = together if window < 2 else together + window
     values = PART_VALUES if window * channels <= MOST_CHANNELS else BAND_VALUES
-    rows = values // (held * width * channels) // ALIGN * ALIGN
+    rows = values // (held * width * channels) // TILE[0] * TILE[0]
     if frames <= together:
-        rows = min(rows, -(-height // (threads * ALIGN)) * ALIGN)
-    rows = max(rows, 2 * HALO)
+        rows = min(rows, -(-height // (threads * TILE[0])) * TILE[0])
+    rows = max(rows, FEWEST_ROWS)
     for first in range(0, frames, together):
         for top in range(0, height, rows):
             yield Part(first, min(first + together, frames), top, min(top + rows, height))
@@ -128,7 +134,7 @@ def estimated(z: Tensor, window: int, check: Callable[[], None] = lambda: None) 
     moves, which shows in what was taken away, the frame is estimated by itself. `check` is called every now and then, to
     stop by an error.
     """
-    return _estimated(z, window, _starts(len(z), window), check)
+    return _estimated(z, slice(0, z.shape[2]), window, _starts(len(z), window), check)
 
 
 def _hop(window: int) -> int:
@@ -142,33 +148,34 @@ def _starts(frames: int, window: int) -> list[int]:
     return [*range(0, max(0, frames - window), _hop(window)), max(0, frames - window)]
 
 
-def _estimated(z: Tensor, window: int, starts: list[int], check: Callable[[], None]) -> Tensor:
-    """`estimated` for windows from `starts`, which cover z; `check` is called every now and then, to stop by an error."""
+def _estimated(z: Tensor, rows: slice, window: int, starts: list[int], check: Callable[[], None]) -> Tensor:
+    """Rows of `estimated` for windows from `starts`, which cover z; `check` is called every now and then, to stop by an error."""
     frames = len(z)
     if window < 2 or frames == 1:
-        return torch.stack([nl_bayes(frame, check) for frame in z])
+        return torch.stack([multiscale.estimate(frame, rows, check) for frame in z])
     window = min(window, frames)
     weights = torch.tensor([1.0 + min(i, window - 1 - i) for i in range(window)], device=z.device)
-    total, weight = torch.zeros_like(z), z.new_zeros(frames)
+    total, weight = torch.zeros_like(z[:, :, rows]), z.new_zeros(frames)
     for start in starts:
         part = slice(start, start + window)
-        total[part] += _together(z[part], check) * weights[:, None, None, None]
+        total[part] += _together(z[part], rows, check) * weights[:, None, None, None]
         weight[part] += weights
     joint = total / weight[:, None, None, None]
-    alone = _share_alone(z - joint)
+    alone = _share_alone(z[:, :, rows] - joint)
     for frame in range(frames):
         if bool(alone[frame].any()):
-            joint[frame] += alone[frame] * (nl_bayes(z[frame], check) - joint[frame])
+            joint[frame] += alone[frame] * (multiscale.estimate(z[frame], rows, check) - joint[frame])
     return joint
 
 
-def _together(z: Tensor, check: Callable[[], None]) -> Tensor:
-    """The estimate of one window of frames, (F, C, H, W)."""
+def _together(z: Tensor, rows: slice, check: Callable[[], None]) -> Tensor:
+    """Rows of the estimate of one window of frames, (F, C, rows, W)."""
     frames, channels = z.shape[:2]
     if frames * channels <= MOST_CHANNELS:
-        return nl_bayes(z.flatten(0, 1), check).view_as(z)
+        found = multiscale.estimate(z.flatten(0, 1), rows, check)
+        return found.view(frames, channels, *found.shape[1:])
     cosines = dct(np.eye(frames), norm="ortho", axis=0)
-    bands = [nl_bayes(band, check) for band in _mixed(cosines, z)]
+    bands = [multiscale.estimate(band, rows, check) for band in _mixed(cosines, z)]
     return _mixed(cosines.T, torch.stack(bands))
 
 
@@ -195,7 +202,7 @@ def _share_alone(residual: Tensor) -> Tensor:
             product[..., :1] = 0
         likeness += product / len(lags)
     local = F.avg_pool2d(likeness, 2 * LOOKED_AT + 1, 1, LOOKED_AT, count_include_pad=False)
-    around = F.max_pool2d(local, 2 * REACH + 1, 1, REACH)
+    around = F.max_pool2d(local, 2 * AROUND + 1, 1, AROUND)
     return ((around - WHITE) / (NOT_WHITE - WHITE)).clamp(0, 1)
 
 

@@ -242,18 +242,19 @@ def independent(weight: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("initialise", [kaiming, of_torch, torch.nn.init.orthogonal_, independent])
-@pytest.mark.parametrize("place", [0, 2, 5])
+@pytest.mark.parametrize("place", [0, 2, 5, 19])
 def test_weights_that_were_only_initialised_are_refused(
     weights_file: Callable[..., Path], initialise: Callable[[Tensor], Tensor], place: int
 ) -> None:
     """Each layer by itself, while all others look trained."""
-    shapes = {0: (64, 3, 3, 3), 2: (64, 64, 3, 3), 5: (128, 64, 3, 3)}
-    names = {0: "conv1_1", 2: "conv1_2", 5: "conv2_1"}
-    for seed in range(5):
+    shapes = {0: (64, 3, 3, 3), 2: (64, 64, 3, 3), 5: (128, 64, 3, 3), 19: (512, 256, 3, 3)}
+    names = {0: "conv1_1", 2: "conv1_2", 5: "conv2_1", 19: "conv4_1"}
+    last = max(names[place], "conv2_1")
+    for seed in range(5 if place < 19 else 1):
         torch.manual_seed(seed)
-        path = weights_file("conv2_1", **{f"features__{place}__weight": initialise(torch.empty(shapes[place]))})
+        path = weights_file(last, **{f"features__{place}__weight": initialise(torch.empty(shapes[place]))})
         with pytest.raises(StyleError, match=f"filters of {names[place]} were not trained.*as random ones"):
-            load_features(path, ["conv2_1"])
+            load_features(path, [last])
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1])

@@ -19,6 +19,8 @@ from flows.config import RunConfig, check_run_options
 from flows.config_files import to_toml
 from flows.form import for_the_form
 
+LAST_SEED = 2**63 - 1  # that of a run
+
 
 class Protocol(StrEnum):
     """A published way to compare."""
@@ -187,6 +189,10 @@ class CompareConfig(BaseModel):
         if "none" in self.noise:
             raise ValueError(
                 "--noise: none adds nothing to score against; for images with noise of their own give --reference"
+            )
+        if (last := self.seed + self.seeds - 1) > LAST_SEED:
+            raise ValueError(
+                f"--seeds: the last one would be {last}; seeds go up to {LAST_SEED}, give a smaller --seed"
             )
         if self.against is not None and self.against not in self.methods:
             raise ValueError(f"--against: {self.against} is none of the methods: {', '.join(self.methods)}")

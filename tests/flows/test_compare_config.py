@@ -70,6 +70,7 @@ def test_what_is_no_method_is_one_sentence(written: str, said: str) -> None:
         ({"against": "nlm", "methods": "zs-fit,tv"}, "--against"),
         ({"against": "bm4d"}, "--against"),
         ({"seeds": 0}, "--seeds"),
+        ({"seed": 2**63 - 1, "seeds": 2}, "--seeds: the last one would be 9223372036854775808"),
         ({"crop": 0}, "--crop"),
         ({"protocol": "theirs"}, "--protocol"),
         ({"protocol": "zsn2n-paper"}, "decides --noise"),
@@ -88,6 +89,13 @@ def test_a_bad_value_is_one_sentence_that_names_the_option(options: dict[str, ob
             config(**given)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_the_last_seed_is_that_of_a_run() -> None:
+    found = config(seed=2**63 - 2, seeds=2)
+    assert found.cell("nlm", "gauss:25", 2**63 - 1).seed == 2**63 - 1
+    with pytest.raises(ValueError, match="seed"):
+        found.cell("nlm", "gauss:25", 2**63)
 
 
 def test_the_published_protocol_clips_gaussian_noise_only() -> None:

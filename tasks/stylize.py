@@ -18,7 +18,9 @@ from denoise_core import __version__
 from denoise_core.errors import DenoiseError
 from denoise_core.images import decode, encode, in_rgb, write_atomic
 from tasks import activity
+from tasks.arrangement import arrange
 from tasks.faults import stop_if_interrupted
+from tasks.intensities import Intensities
 from tasks.outputs import path_below
 from tasks.settings import Settings, Style
 from tasks.slots import hold_slot
@@ -253,10 +255,22 @@ def images_of(style: Style) -> list[np.ndarray]:
 
 
 def _style_pixels(path: Path) -> np.ndarray:
+    """As they are where style_core knows their range; others on the unit scale, as an image that is painted is."""
     image = in_rgb(decode(path.read_bytes(), max_pixels=MOST_STYLE_PIXELS))
     if image.axes not in ("YX", "YXS"):
         raise DenoiseError(f"this is a stack ({image.axes}); one image is needed")
-    return image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
+    pixels, alpha = image.pixels, image.alpha
+    if pixels.dtype not in (np.uint8, np.uint16) and not _of_unit_range(pixels):
+        arrangement = arrange(image.header)
+        _, planes = Intensities.of(pixels, arrangement, clean=True)
+        pixels = arrangement.back(planes)
+        if alpha is not None and alpha.dtype.kind in "ui":
+            alpha = alpha / np.float32(np.iinfo(alpha.dtype).max)
+    return pixels if alpha is None else np.dstack([pixels, alpha])
+
+
+def _of_unit_range(pixels: np.ndarray) -> bool:
+    return pixels.dtype.kind == "f" and bool(pixels.min() >= 0 and pixels.max() <= 1)  # false for NaN too
 
 
 def _tell(work: Work, frame: int, frames: int, step: style_core.Step) -> None:

@@ -347,6 +347,31 @@ def test_a_style_in_cmyk_grey_or_16_bits_is_seen_as_it_looks(tmp_path: Path, pai
     assert np.array_equal(tasks.stylize._style_pixels(tmp_path / "deep.tif"), grey.astype(np.uint16) * 257)
 
 
+def test_a_style_of_any_data_type_is_seen_from_its_least_to_its_greatest_value(tmp_path: Path, paint: Path) -> None:
+    file, grey = tmp_path / "style.tif", np.asarray(Image.open(paint).convert("L"))
+    between = (grey - grey.min()) / np.float64(np.ptp(grey))
+    for pixels, seen in (
+        (grey.astype(np.float32) * 16, between),
+        (grey.astype(np.uint32) * 1000, between),
+        ((grey / 255).astype(np.float32), grey / 255),  # in [0, 1] already
+        ((grey.astype(np.int16) - 128).astype(np.int8), grey / 255),
+    ):
+        tifffile.imwrite(file, pixels)
+        found = tasks.stylize._style_pixels(file)
+        assert found.dtype == np.float32
+        assert np.abs(found - seen).max() < 1e-6, pixels.dtype
+    broken = grey.astype(np.float32) * 16
+    broken[3, 4] = np.nan
+    alpha = np.full_like(grey, 255, np.uint32) * 2**24
+    tifffile.imwrite(file, broken)
+    assert np.isfinite(tasks.stylize._style_pixels(file)).all()
+    tifffile.imwrite(
+        file, np.dstack([grey, alpha]).astype(np.uint32), photometric="minisblack", extrasamples=["unassalpha"]
+    )
+    found = tasks.stylize._style_pixels(file)
+    assert found[..., 1] == pytest.approx(255 / 256, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

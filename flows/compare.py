@@ -34,6 +34,7 @@ from tasks import comparison, failures, ledger
 from tasks import scan as scanning
 from tasks.comparison import Cell
 from tasks.comparison_page import PAGE, SHEET, write_summary
+from tasks.comparison_summary import noise_name
 from tasks.faults import Interrupted, interrupt, sentence
 from tasks.fit import LEAST_IMAGES, by_kind
 from tasks.outputs import lies_below
@@ -215,7 +216,8 @@ def _work_through(cells: list[Planned]) -> list[Planned]:
             ended.append(planned)
             continue
         cell = planned.cell
-        announce(f"{number} of {len(cells)}: {cell.candidate} at {cell.noise}, seed {cell.seed}: {planned.todo} images")
+        what = f"{cell.candidate} at {noise_name(cell.noise)}"
+        announce(f"{number} of {len(cells)}: {what}, seed {cell.seed}: {planned.todo} images")
         error: str | None = None
         with whole.at(planned):
             try:
@@ -226,7 +228,7 @@ def _work_through(cells: list[Planned]) -> list[Planned]:
                 continue
         if isinstance(outcome, BaseException) and not interrupt.is_set():
             error = sentence(outcome)
-            announce(f"{cell.candidate} at {cell.noise} broke off: {error}")
+            announce(f"{what} broke off: {error}")
         ended.append(replace(planned, cell=replace(cell, error=error)))
     return ended
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from denoise_core import __version__
 from denoise_core.device import Device
+from denoise_core.images import own_scale
 from flows.compare_config import CompareConfig
 from flows.denoise_directory import share
 from tasks.comparison import is_cropped
@@ -70,15 +71,29 @@ def protocol_of(config: CompareConfig, found: Scan, device: Device, rows: Sequen
             noise,
             f"{seeds} for noise and fits. Every fit's last iterate: no clean image takes part in any choice.",
             "The noise level is told to no method.",
-            "PSNR and SSIM of the pixels as they are written, rounded to the data type and clipped to its range, which is "
-            "the data range; PSNR over all pixels and channels, SSIM with a Gaussian window (σ 1.5), mean over channels. "
-            "Noisy images are scored unrounded.",
+            _scoring(found.todo),
             "Means are over the images that every method has done; ± is the standard deviation over images.",
             "Seconds an image: fit and application on the wall, without reading, scoring, writing and waiting; of a "
             "network for the whole directory, the image's share of its fit. Measured when it was done, one method at a time: "
             f"{device.name}, {device.precision}; {how}.",
         ],
     }
+
+
+def _scoring(sources: Sequence[Source]) -> str:
+    """How PSNR and SSIM are taken of these images."""
+    own = "rounded to the data type and clipped to its range, which is the data range"
+    ranges = {own_scale(source.header.dtype) is not None for source in sources}
+    if False in ranges:
+        wide = "the data range is from the least to the greatest value of each clean image"
+        own = f"{own}; of floating-point and 32-bit images {wide}" if True in ranges else wide
+    written = "as they are written"
+    if any(source.header.container == "jpeg" for source in sources):
+        written += " (into a JPEG file: before it is compressed)"
+    return (
+        f"PSNR and SSIM of the pixels {written}, {own}; PSNR over all pixels and channels, SSIM with a Gaussian window "
+        "(σ 1.5), mean over channels. Noisy images are scored unrounded."
+    )
 
 
 def _sides(source: Source) -> tuple[int, int]:

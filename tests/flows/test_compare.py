@@ -22,8 +22,12 @@ from PIL import Image
 import flows.compare
 import tasks.save
 from denoise_core import metrics, noise
+from denoise_core.device import choose
 from denoise_core.methods import zs_n2n
 from flows.cli import main
+from flows.compare_config import CompareConfig
+from flows.config_files import build
+from flows.protocol import protocol_of
 from tasks import comparison, ledger
 from tasks.faults import interrupt
 
@@ -346,7 +350,9 @@ def test_what_breaks_is_a_failed_row_and_the_others_go_on(
     assert "the method is upset" in (out / "comparison.html").read_text()
 
 
-def test_a_reference_stacks_deep_images_and_a_crop(tmp_path: Path, photo: np.ndarray) -> None:
+def test_a_reference_stacks_deep_images_and_a_crop(
+    tmp_path: Path, photo: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Noise of the images' own, of 16-bit stacks, against clean ones of the same names."""
     rng = np.random.default_rng(0)
     clean = np.stack([photo[i : 60 + i, 200:270, 1] for i in range(3)]).astype(np.uint16) * 100 + 1000
@@ -356,6 +362,7 @@ def test_a_reference_stacks_deep_images_and_a_crop(tmp_path: Path, photo: np.nda
         tifffile.imwrite(tmp_path / folder / "t.tif", stack, photometric="minisblack", metadata={"axes": "TYX"})
     options = ["--methods", "nlm,tv", "--reference", tmp_path / "clean", "--crop", 40]
     assert compare(tmp_path / "noisy", tmp_path / "out", *options) == 0
+    assert "1 of 2: nlm at own noise, seed 0: 1 images" in capsys.readouterr().err
     rows = rows_of(tmp_path / "out")
     assert [row["candidate"] for row in rows] == ["nlm", "tv"]
     for row in rows:
@@ -363,6 +370,27 @@ def test_a_reference_stacks_deep_images_and_a_crop(tmp_path: Path, photo: np.nda
         assert row["psnr_denoised_db"] > row["psnr_noisy_db"] + 3
         assert tifffile.imread(tmp_path / "out" / row["output"]).shape == (3, 40, 40)
     assert "<strong>clean</strong>" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_the_protocol_says_which_pixels_are_scored_by_which_range(tmp_path: Path, photo: np.ndarray) -> None:
+    grey, folder = photo[0:64, 180:250, 1], tmp_path / "in"
+    folder.mkdir()
+    given = {"input": folder, "output": tmp_path / "out", "methods": "none", "noise": "gauss:25"}
+    config = build(given, CompareConfig)
+
+    def scoring() -> str:
+        notes = protocol_of(config, flows.compare.look(config), choose("cpu"), [])["notes"]
+        return next(str(note) for note in notes if note.startswith("PSNR"))
+
+    Image.fromarray(grey).save(folder / "a.png")
+    whole = "as they are written, rounded to the data type and clipped to its range, which is the data range"
+    assert f"{whole}; PSNR over" in scoring()
+    tifffile.imwrite(folder / "b.tif", grey.astype(np.float32) * 3)
+    assert f"{whole}; of floating-point and 32-bit images the data range is from the least" in scoring()
+    (folder / "a.png").unlink()
+    assert "as they are written, the data range is from the least" in scoring()
+    Image.fromarray(grey).save(folder / "c.jpg", quality=50)
+    assert "(into a JPEG file: before it is compressed)" in scoring()
 
 
 def test_a_directory_s_fit_is_shared_out_among_its_images(tmp_path: Path, photo: np.ndarray) -> None:
@@ -394,16 +422,11 @@ def test_the_published_figures_stand_beside_kodak_by_the_published_protocol(
     planned = json.loads(capsys.readouterr().out)
     assert [cell["to_do"] for cell in planned["cells"]] == [24] * 6
     assert not (tmp_path / "out").exists()
-    from denoise_core.device import choose
-    from flows.compare import look
-    from flows.compare_config import CompareConfig
-    from flows.config_files import build
-    from flows.protocol import protocol_of
 
     def published(**options: object) -> list[dict[str, float]]:
         given = {"input": tmp_path / "kodak", "output": tmp_path / "out", "methods": "none"}
         config = build({**given, **options}, CompareConfig)
-        return list(protocol_of(config, look(config), choose("cpu"), [])["published"].values())
+        return list(protocol_of(config, flows.compare.look(config), choose("cpu"), [])["published"].values())
 
     assert published(protocol="zsn2n-paper") == [{"gauss:25": 29.07, "gauss:50": 24.81, "poisson:50": 29.45}]
     assert published(noise="gauss:25,poisson:50", crop=256) == [{"poisson:50": 29.45}]

@@ -132,6 +132,7 @@ def check(config: CompareConfig, *, writes: bool = True) -> None:
             cell.model_copy(update={"output": config.output}),
             writes=writes and candidate == config.methods[0],
             method_option="--methods",
+            compares=True,
         )
     for name in (comparison.TABLE, PAGE, SHEET, comparison.SUMMARY_CSV, comparison.SUMMARY_MD, comparison.PROTOCOL):
         if (config.output / name).is_dir():

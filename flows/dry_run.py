@@ -13,6 +13,7 @@ from flows.choices import OnExisting
 from flows.compare_config import CompareConfig
 from flows.config import RunConfig
 from flows.console import printable
+from tasks.comparison_summary import noise_name
 from tasks.scan import Scan, scan
 from tasks.settings import Style
 from tasks.stylize import names_of, preset_of
@@ -120,7 +121,7 @@ def _compare(config: CompareConfig, device: Device, *, as_json: bool) -> Iterato
         yield json.dumps(plan)
         return
     for p in cells:
-        yield f"{p.cell.candidate:24} {p.cell.noise:16} seed {p.cell.seed}: {p.todo} to do, {p.done} done already"
+        yield f"{p.cell.candidate:24} {noise_name(p.cell.noise):16} seed {p.cell.seed}: {p.todo} to do, {p.done} done already"
     for row in failed:
         yield f"cannot   {printable(row['source'])}: {printable(row['error'])}"
     yield (

@@ -15,10 +15,18 @@ FOLDERS = ("images", "stylized", "noisy", "models", "runs")
 """What a run may make in OUTPUT."""
 
 
-def check(config: RunConfig, *, writes: bool = True, waits: bool = False, method_option: str = "--method") -> None:
+def check(
+    config: RunConfig,
+    *,
+    writes: bool = True,
+    waits: bool = False,
+    method_option: str = "--method",
+    compares: bool = False,
+) -> None:
     """Raise :class:`StartError` with one sentence where the run cannot start; ``writes`` also tries the output.
 
     ``waits``: the run is for later, and the input may be empty as yet. ``method_option`` named the method.
+    ``compares``: the output is that of a comparison, which no run may write into.
     """
     source, output = config.input, config.output
     for name, path in (
@@ -49,6 +57,8 @@ def check(config: RunConfig, *, writes: bool = True, waits: bool = False, method
     check_apart(source, output)
     if output.exists() and not output.is_dir():
         raise StartError(f"OUTPUT: {output} is a file; give a directory")
+    if not compares and next(output.glob("cells/*-seed-*/*/runs"), None) is not None:
+        raise StartError(f"OUTPUT: {output} is that of a comparison; give the run a folder of its own")
     if config.on_existing is OnExisting.ERROR and (output / "results.parquet").exists():
         raise StartError(f"OUTPUT: {output} has earlier results and --on-existing is error")
     if writes:

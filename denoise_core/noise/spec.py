@@ -83,6 +83,8 @@ def parse(text: str) -> Noise:
 def _level(written: str, parameter: Parameter) -> Level | None:
     """None for what is no level or range within the bounds."""
     ends = re.split(r"(?<=[^eE\s])\s*-\s*", written.strip(), maxsplit=1)
+    if not written.isascii() or "_" in written:  # float takes 2_5 and other scripts' digits for numbers
+        return None
     try:
         values = [_six_digits(float(end)) for end in ends]
     except ValueError:

@@ -107,7 +107,7 @@ def test_an_unknown_kind_is_refused_with_every_kind_and_an_example(text):
     "text",
     ["gauss", "gauss:", "gauss:-1", "gauss:0", "gauss:nan", "gauss:inf", "poisson:x", "gauss:25:3", "gauss:1e300",
      "gauss:25,poisson:3", "gauss:1000010", "gauss:25/3", "gauss:50-5", "gauss:5-5", "gauss:0-0", "gauss:5--6", "gauss:-5-6",
-     "gauss:5-", "gauss:-", "gauss:5-6-7", "gauss:nan-5",
+     "gauss:5-", "gauss:2_5", "gauss:٢٥", "gauss:-", "gauss:5-6-7", "gauss:nan-5",
      "gauss:5-nan", "poisson-gauss:30",
      "poisson-gauss:30/",
      "poisson-gauss:30/5/2", "poisson-gauss:30/0", "bernoulli:1", "impulse:1.2", "salt-pepper:50", "text:0.95",

@@ -262,6 +262,9 @@ def test_what_is_not_in_the_table_is_said(photos: Path, tmp_path: Path, capsys: 
     assert "Not in this table" not in (out / "summary.md").read_text()
     assert compare(photos, out, "--methods", "none", "--noise", "gauss:25") == 0
     assert "left them in cells/: gauss-25-seed-0/nlm, gauss-25-seed-0/tv; name" in (out / "summary.md").read_text()
+    for command in (["run"], ["run", "--dry-run"]):
+        assert main([*command, str(photos), str(out), "--method", "none"]) == 2
+        assert "is that of a comparison; give the run a folder of its own" in capsys.readouterr().err
     assert main(["run", str(photos), str(tmp_path / "run"), "--method", "none"]) == 0
     assert compare(photos, tmp_path / "run", "--methods", "none", "--noise", "gauss:25") == 2
     assert "is that of a run; give the comparison a folder of its own" in capsys.readouterr().err

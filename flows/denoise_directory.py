@@ -40,7 +40,7 @@ from tasks.admission import offer
 from tasks.chunk import MOST_SEEN_IMAGES, into_chunks, process_chunk
 from tasks.faults import Interrupted, interrupt, sentence
 from tasks.in_work import MOST_DEATHS, died_over
-from tasks.logs import logging_to
+from tasks.logs import logging_to, tell_the_server
 from tasks.process import share_one_arena, short_turns
 from tasks.report import PAGE, RESULTS, report
 from tasks.scan import Scan
@@ -124,6 +124,7 @@ def run_into(config: RunConfig, *, page: bool = True) -> State[Any]:
     """The run, inside a flow, of a configuration that was checked; with ``report.html``, or without."""
     started = time.perf_counter()
     share_one_arena()  # a scheduled run has no command line
+    tell_the_server()
     output = config.output.resolve()
     with only_run(output), ending_gently(), opened(config) as engine:
         for earlier in ledger.run_folders(output):

@@ -1,4 +1,4 @@
-"""What a run logs: its files, in its folder, and what of Prefect's own is left out.
+"""What a run logs: its files, in its folder, what the Prefect server gets, and what of Prefect's own is left out.
 
 flows/logging.yml imports this while Prefect is imported: nothing of Prefect may be imported here.
 """
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_NAMES = ("tasks", "denoise_core", "prefect.flow_runs", "prefect.task_runs", "distributed")
+_OURS = ("tasks", "denoise_core")
+_NAMES = (*_OURS, "prefect.flow_runs", "prefect.task_runs", "distributed")
 
 
 class Unusual(logging.Filter):
@@ -24,6 +25,30 @@ class Unusual(logging.Filter):
         """Whether the record is worth a line."""
         routine = ("Finished in state Completed", "Finished in state Cancelled")
         return not (record.name == "prefect.task_runs" and record.getMessage().startswith(routine))
+
+
+_UNUSUAL = Unusual()  # one for all: a logger keeps the same filter only once
+
+
+def tell_the_server() -> None:
+    """From now on this process tells the Prefect server what flows/logging.yml says, wherever it was started.
+
+    The processes of a work pool, and Dask's workers, begin with Prefect's own logging: a line a task run and none of ours.
+    """
+    from prefect.context import FlowRunContext, TaskRunContext
+    from prefect.logging.handlers import APILogHandler
+
+    def in_a_run(_: logging.LogRecord) -> bool:
+        return FlowRunContext.get() is not None or TaskRunContext.get() is not None
+
+    logging.getLogger("prefect.task_runs").addFilter(_UNUSUAL)
+    for logger in map(logging.getLogger, _OURS):
+        if not any(isinstance(handler, APILogHandler) for handler in logger.handlers):
+            handler = APILogHandler(logging.INFO)
+            handler.addFilter(in_a_run)
+            logger.addHandler(handler)
+            if not logger.isEnabledFor(logging.INFO):
+                logger.setLevel(logging.INFO)
 
 
 class _Log(logging.FileHandler):

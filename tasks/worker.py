@@ -23,7 +23,7 @@ from typing import Any
 
 from tasks.background import beside
 from tasks.faults import interrupt
-from tasks.logs import logging_to
+from tasks.logs import logging_to, tell_the_server
 from tasks.process import keep_freed_memory, share_one_arena, short_turns
 from tasks.settings import Settings
 
@@ -82,6 +82,7 @@ def serving(settings: Settings) -> Iterator[None]:
 
     torch.set_num_threads(settings.device.threads)
     keep_freed_memory()
+    tell_the_server()
     with short_turns(), logging_to(folder / f"log-{socket.gethostname()}-{os.getpid()}.txt"):
         try:
             with beside(functools.partial(_listen, folder / ALIVE), "end-of-run"):

@@ -564,6 +564,7 @@ def test_prefect_yaml_deploys_for_a_worker_that_runs_it(
     assert deployment["work_pool_name"] == "denoise"
     assert [one["schedule"]["cron"] for one in deployment["schedules"]] == ["0 2 * * *"]
     assert deployment["parameters"]["config"] == {"input": str(images), "output": str(out)}
+    assert deployment["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30", "docs/automations.yaml"
     run = from_form(url, "nightly", input=str(images), output=str(out), method="none")
     prefect(*worker)
     assert ended(url, run)["message"].startswith("2 images done in ")

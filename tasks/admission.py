@@ -125,14 +125,19 @@ def _renew(lease: UUID, limit: str, ended: threading.Event) -> None:
 
 def _release(lease: UUID, limit: str) -> None:
     problem: object = "it stays busy"
-    for _ in range(_BUSY_TRIES):
+    troubles = busy = 0
+    while troubles < _TRIES and busy < _BUSY_TRIES:
         try:
             answer = _post("decrement-with-lease", {"lease_id": str(lease)})
             if answer.status_code != codes.SERVICE_UNAVAILABLE:
                 answer.raise_for_status()
                 return
-            time.sleep(_BUSY_SECONDS)
-        except Exception as error:  # noqa: BLE001 - the lease runs out by itself
+            busy += 1
+        except (httpx.NetworkError, httpx.RemoteProtocolError) as error:  # of a connection that the server closed, too
+            problem = error
+            troubles += 1
+        except Exception as error:  # noqa: BLE001 - the lease runs out by itself, and others may wait for the lock file
             problem = error
             break
+        time.sleep(_BUSY_SECONDS)
     log.warning("the slot of %r could not be given back, its lease will run out: %s", limit, shown(str(problem)))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_TOLD_SECONDS = 1.0
 _lock = threading.Lock()
 _fractions: dict[str, float] = {}
 _waiting: dict[int, tuple[str, float]] = {}  # by thread: what for, and since when
@@ -42,10 +43,13 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def glance() -> tuple[float, str | None]:
-    """The sum of the unfinished fits' fractions, and what the process waits for, and how long, while nothing is being fitted."""
+    """The sum of the unfinished fits' fractions, and what the process waits for, and how long, while nothing is being fitted.
+
+    What is there within a second was not waited for: the server is asked for a slot before every fit, taken or free.
+    """
     with _lock:
         if _fractions or not _waiting:
             return sum(_fractions.values()), None
         what, since = min(_waiting.values(), key=lambda one: one[1])
     seconds = time.monotonic() - since
-    return 0.0, f"{what} ({seconds:.0f} s so far)" if seconds >= 1 else what
+    return 0.0, f"{what} ({seconds:.0f} s so far)" if seconds >= _TOLD_SECONDS else None

@@ -117,7 +117,9 @@ def _taken(settings: Settings) -> _Held:
 def _waited_for(settings: Settings) -> _Held:
     """A slot that another fit of this process hands on, or whose lock file comes free."""
     names = " and ".join(device.name for device in settings.devices)
-    with activity.waiting(f"a slot of {names}: all {settings.slots * len(settings.devices)} are taken by other fits"):
+    number = settings.fits_at_once
+    taken = "the only one is taken by another fit" if number == 1 else f"all {number} are taken by other fits"
+    with activity.waiting(f"a slot of {names}: {taken}"):
         with _hands:
             _waiting.append(settings)
         try:

@@ -70,7 +70,7 @@ def test_two_slots_let_two_runs_fit_at_the_same_time(
 def test_a_killed_run_gives_its_slot_back_to_one_that_says_what_it_waits_for(tmp_path: Path, photo: np.ndarray) -> None:
     found = killed_while_holding(tmp_path, photo, restart=False)
     assert 0 < found.seconds < 90
-    for what in ("a slot of cpu: all 1 are taken by other fits", "a slot of the limit 'denoise "):
+    for what in ("a slot of cpu: the only one is taken by another fit", "a slot of the limit 'denoise "):
         assert re.search(rf"waiting for {what}.*\(\d+ s so far\)", found.said), found.said
 
 

@@ -187,7 +187,8 @@ def _verdict(
         return Cancelled(message=f"stopped by the user; {summary.done} done, the next run goes on", data=summary)
     failed = f"{summary.failed} of {summary.images} images failed"
     if faults:
-        return Failed(message=f"{failed}, since a chunk broke: {sentence(faults[0])}", data=summary)
+        what = "" if isinstance(faults[0], EngineLost) else "a chunk broke: "
+        return Failed(message=f"{failed}, since {what}{sentence(faults[0])}", data=summary)
     why = failures.told(reasons)
     if rule := too_many(config, summary.failed, summary.images):
         return Failed(message=f"{failed}, {rule}: {why}", data=summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -28,8 +29,10 @@ from flows import dask_engine, preflight
 from flows.cli import main
 from flows.config import RunConfig
 from flows.config_files import ConfigError, build
-from flows.engine import MOST_TRIES, Deaths, WorkerDied
+from flows.denoise_directory import _verdict
+from flows.engine import MOST_TRIES, Deaths, EngineLost, WorkerDied
 from flows.errors import StartError
+from flows.progress import Summary
 from tasks import ledger, table, worker
 from tasks.faults import interrupt
 from tasks.ledger import Part
@@ -143,6 +146,14 @@ def test_deaths_over_different_images_do_not_add_up(settings: Settings, tmp_path
         part.append({"source": source.name, "status": "done"})
         assert deaths.verdict(1, sources, WorkerDied(MOST_TRIES)) is None
     assert [row["status"] for row in part.rows()] == ["done"] * 7
+
+
+def test_the_state_says_what_was_lost_and_calls_it_no_chunk() -> None:
+    summary = Summary("0001", "/out", 9, 2, 0, 7, 0, False, 1.0, None, None, "/out/r", "/out/h", [])
+    lost, broke = EngineLost("the Dask scheduler at tcp://head:1 was lost"), OSError(errno.ENOSPC, "no space left")
+    for fault, said in ((lost, f"since {lost}"), (broke, "since a chunk broke: no space left")):
+        state = _verdict(config(), summary, [], [fault])
+        assert (state.type, state.message) == ("FAILED", f"7 of 9 images failed, {said}")
 
 
 @pytest.fixture

@@ -484,3 +484,5 @@ def test_the_page_on_slurm_is_understood_by_dask_jobqueue(tmp_path: Path, monkey
     assert "--resources GPU=1" in script
     assert "--nthreads 1" in script
     assert "export PREFECT_API_URL=" in script
+    assert "export PREFECT_API_AUTH_STRING=$(cat " in script, "without it a server for other machines lets no job in"
+    assert page.count("export PREFECT_API_AUTH_STRING=") == page.count("export PREFECT_API_URL=") == 2

@@ -7,6 +7,7 @@ closes, however the run ends.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -71,6 +72,8 @@ def _usable_home() -> Path:
     for folder in (home,) if chosen else (home, spare):
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder == spare and folder.lstat().st_uid != os.getuid():
+                raise PermissionError(errno.EPERM, f"nor its stand-in {spare}, which is another user's")
             with tempfile.TemporaryFile(dir=folder):
                 return folder
         except OSError as error:

@@ -23,6 +23,7 @@ import psutil
 import pytest
 from sqlalchemy import select
 
+import flows.server
 from flows import lease_counts, running, service
 from flows.errors import StartError
 from tests.flows import services
@@ -191,6 +192,22 @@ def test_an_unwritable_folder(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "--folder" in refused.stderr
     assert "cannot be written to" in refused.stderr
+
+
+def test_a_stand_in_for_prefects_folder_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its profile says where a run reports to, and its name can be told by others."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("PREFECT_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    assert flows.server._usable_home() == tmp_path / f"denoise-prefect-{os.getuid()}"
+    other = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    (tmp_path / f"denoise-prefect-{other}").mkdir()
+    with pytest.raises(
+        StartError, match=r"\.prefect cannot be written to \(nor its stand-in .*, which is another user's\)"
+    ):
+        flows.server._usable_home()
 
 
 def test_passwords_are_not_shown() -> None:

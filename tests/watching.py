@@ -1,4 +1,4 @@
-"""What a person watches runs with: a Prefect server as they start it, and a browser."""
+"""What a person watches runs with: `denoise server`, and a browser."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def server(home: Path) -> Iterator[str]:
-    """A Prefect server of its own on loopback, its database in ``home``; yields its address, and ends it and its children."""
+    """A `denoise server` of its own on loopback, its database in ``home``; yields its address, and ends it and its children."""
     home.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -59,21 +59,21 @@ def server(home: Path) -> Iterator[str]:
     environment = {
         **os.environ,
         "PREFECT_HOME": str(home),
-        "PREFECT_UI_API_URL": f"{url}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "DENOISE_STATE_DIR": str(home / "state"),  # not for others' runs to find
     }
-    with (home / "server.log").open("wb") as log:
+    said = home / "said.txt"
+    with said.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            [sys.executable, "-m", "flows.cli", "server", "--folder", str(home), "--port", str(port)],
             stdout=log,
             stderr=log,
             env=environment,
+            cwd=Path(__file__).parents[1],
         )
     try:
         deadline = time.monotonic() + PATIENCE
         while not _answers(url):
-            assert process.poll() is None, (home / "server.log").read_text()
+            assert process.poll() is None, said.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
         yield url

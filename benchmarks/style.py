@@ -1,6 +1,6 @@
 """Style transfer with preset `seed` against the seed document's algorithm written plainly, and its peak memory.
 
-    python -m benchmarks.style [--pairs 3] [--side 256] [--pictures DIR] [--large 4000x3000]
+    python -m benchmarks.style [--pairs 3] [--side 256] [--pictures DIR] [--large 4000x3000] [--precision float32]
 
 Both start from the same content, with the same style, weights and threads, for 300 evaluations. Printed are style and content
 loss (weighted) at steps 50, 100, …, 300; the losses of both results by the plain objective in float32; and the seconds on
@@ -151,8 +151,8 @@ def large(width: int, height: int, weights: Path, dtype: torch.dtype) -> None:
     transfer(content, StyleTargets([picture("coffee", 400)], features, preset, dtype=dtype))
 
 
-def memory(size: str, weights: Path) -> dict[str, float]:
-    python = [sys.executable, "-m", "benchmarks.style", "--weights", str(weights), "--alone"]
+def memory(size: str, weights: Path, precision: str) -> dict[str, float]:
+    python = [sys.executable, "-m", "benchmarks.style", "--weights", str(weights), "--precision", precision, "--alone"]
     peaks = {"imports": peak_megabytes([*python, "1x1"]), size: peak_megabytes([*python, size])}
     print(
         f"\n{LARGE_STEPS} steps over {size} pixels: peak {peaks[size]:.0f} MB, {peaks[size] - peaks['imports']:.0f} MB above "
@@ -168,9 +168,12 @@ def main() -> int:
     parse.add_argument("--weights", type=Path, default=WEIGHTS)
     parse.add_argument("--pictures", type=Path, help="where to keep the results as PNG")
     parse.add_argument("--large", default="4000x3000", help="WIDTHxHEIGHT for the memory; 0 leaves it out")
+    parse.add_argument("--precision", choices=("bfloat16", "float32"), help="in place of what suits the processor")
     parse.add_argument("--alone", help="only paint one image of this size: what the memory is measured of")
     options = parse.parse_args()
     device = choose("cpu")
+    if options.precision is not None:
+        device = replace(device, precision=options.precision, reason="by option")
     dtype = torch.bfloat16 if device.precision == "bfloat16" else torch.float32
     torch.set_num_threads(device.threads)
     if options.alone is not None:
@@ -179,7 +182,7 @@ def main() -> int:
             large(width, height, options.weights, dtype)
         return 0
     # First, since a child's peak begins with that of the process that it was split off from.
-    peaks = memory(options.large, options.weights) if options.large != "0" else None
+    peaks = memory(options.large, options.weights, device.precision) if options.large != "0" else None
     features = load_features(options.weights, PRESETS["seed"].layers)
     print(f"{options.side} × {options.side}, {device.threads} threads, {device.precision} ({device.reason})")
     rows = []

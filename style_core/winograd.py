@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _M = 6  # rows of the result at a time
 _N = _M + 2  # rows that they depend on
@@ -23,17 +24,23 @@ _LEAST, _USUAL = 128, 160
 
 
 class Convolution:
-    """With fixed filters (out, in, 3, 3), as if zeros lay around the image; frozen, so one serves many threads."""
+    """With fixed filters (out, in, 3, 3), as if zeros lay around the image; frozen, so one serves many threads.
+
+    Where torch shares each operation among threads of its own, it is torch's convolution.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         at, g, bt = transforms()
         self._at, self._bt = at.float(), bt.float()
         # For each of the three columns, the eight mixtures of its rows: (3, 8, in, out).
         self._filters = torch.einsum("nr,oirk->knio", g, weight.double()).float().contiguous().unbind(0)
-        self._bias = bias
+        self._weight, self._bias = weight.contiguous(memory_format=torch.channels_last), bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """Convolve (1, in, H, W) in float32 and channels_last; the same of the result (1, out, H, W)."""
+        if torch.get_num_threads() > 1:
+            # So many small products are no work to share: threads that wait for each other cost several times the gain.
+            return F.conv2d(x, self._weight, self._bias, padding=1)
         height, width = x.shape[2:]
         taken, given = self._filters[0].shape[1:]
         y = torch.empty((1, given, height, width), memory_format=torch.channels_last)

@@ -52,3 +52,10 @@ def test_only_a_cpu_in_float32_convolves_so(trained: Features) -> None:
     for chain in (full.forwards, full.backwards):
         assert [isinstance(convolution, Convolution) for convolution in chain] == [False, True, True, True, True]
     assert not any(isinstance(convolution, Convolution) for convolution in (*half.forwards, *half.backwards))
+
+
+def test_where_torch_shares_operations_among_threads_it_is_torchs() -> None:
+    x = random(1, 64, 20, 30).contiguous(memory_format=torch.channels_last)
+    weight = random(64, 64, 3, 3, seed=1).contiguous(memory_format=torch.channels_last)
+    torch.set_num_threads(2)  # the fixture puts it back
+    assert torch.equal(Convolution(weight)(x), F.conv2d(x, weight, padding=1))

@@ -127,8 +127,10 @@ class Network:
 
 
 def _convolution(weight: Tensor, bias: Tensor | None, padding: int) -> Callable[[Tensor], Tensor]:
-    # In bfloat16 there are no digits to spare for mixtures; and the three channels of an image leave too little to save.
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and min(weight.shape[:2]) >= _WIDE:
+    # In bfloat16 there are no digits to spare for mixtures; the three channels of an image leave too little to save; and it
+    # was measured with MKL's products alone.
+    fits = weight.device.type == "cpu" and weight.dtype == torch.float32 and min(weight.shape[:2]) >= _WIDE
+    if fits and torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         return Convolution(weight, bias)
     return partial(F.conv2d, weight=weight.contiguous(memory_format=_LAST), bias=bias, padding=padding)
 

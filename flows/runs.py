@@ -112,7 +112,11 @@ class Runs:
                 continue
             if (process := Earlier.of(run.id)) is not None:
                 self._attend_to(run.id, process, tempfile.TemporaryFile())  # noqa: SIM115 - closed at its end
-            elif not busy(Path(run.parameters["config"]["output"])):
+                continue
+            config = run.parameters.get("config")
+            output = config.get("output") if isinstance(config, dict) else None
+            # Without an output, which only a run that was created past the form's schema can lack, nothing is written.
+            if not (isinstance(output, str) and busy(Path(output))):
                 await self._conclude(run.id, None, "", stopped=False)
 
     async def look(self) -> None:

@@ -230,7 +230,8 @@ async def _serve(config: RunConfig, chosen: When, name: str, url: str, tell: Tel
         deployment = await served.aapply()
         tell(f"Deployment:     {FLOW}/{name}")
         tell(f"Runs:           {chosen}")
-        tell("Ctrl-C ends it; the schedule stays.")
+        after = "the schedule stays" if chosen.watch is None else "what comes meanwhile is for the next one"
+        tell(f"Ctrl-C ends it; {after}.")
         if busy(config.output):
             tell(
                 f"a run that this service did not start is writing to {config.output}; others are cancelled until its end"

@@ -34,15 +34,14 @@ class Client:
         self.answers = answers
         """Of requests for states: all; or, once, none ("lost") or one of its repetition only ("repeated")."""
         self.tags = ["denoise-flows", "host:here"]
-        self.output = Path("/no/such/folder")
+        self.parameters: dict[str, Any] = {"config": {"output": "/no/such/folder"}}
         self.away = 0  # calls that get no answer
 
     async def get_scheduled_flow_runs_for_deployments(self, _: list[UUID], **__: object) -> list[Any]:
         return [SimpleNamespace(id=self.run)] if self.state is not None and self.state.is_scheduled() else []
 
     async def read_flow_runs(self, **_: object) -> list[Any]:
-        config = {"output": str(self.output)}
-        run = SimpleNamespace(id=self.run, state=self.state, tags=self.tags, parameters={"config": config})
+        run = SimpleNamespace(id=self.run, state=self.state, tags=self.tags, parameters=self.parameters)
         return [] if self.state is None else [run]
 
     async def read_flow_run(self, _: UUID) -> Any:
@@ -173,7 +172,7 @@ def test_a_run_whose_service_and_process_are_gone_is_ended(tmp_path: Path, state
     assert elsewhere.state is state
 
     client = Client(state)
-    client.output = tmp_path
+    client.parameters = {"config": {"output": str(tmp_path)}}
     (tmp_path / "runs").mkdir()
     with FileLock(tmp_path / "runs" / ".lock"):
         adopted(client)
@@ -183,6 +182,15 @@ def test_a_run_whose_service_and_process_are_gone_is_ended(tmp_path: Path, state
     assert client.state.type is ends
     if ends is StateType.CRASHED:
         assert client.state.message == "its service and its process are gone"
+
+
+@pytest.mark.parametrize("parameters", [{}, {"config": None}, {"config": {}}, {"config": {"output": 3}}])
+def test_a_run_that_was_created_without_an_output_ends_no_service(parameters: dict[str, Any]) -> None:
+    client = Client(Running())
+    client.parameters = parameters
+    adopted(client)
+    assert client.state is not None
+    assert client.state.type is StateType.CRASHED
 
 
 @pytest.mark.parametrize("cancelled", [True, False])

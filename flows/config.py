@@ -112,7 +112,7 @@ class RunConfig(BaseModel):
         ge=0,
         le=1e12,
         allow_inf_nan=False,
-        description="Factor of the content loss, in place of the preset's: 1 of seed and gatys, 0.015 of best.",
+        description="Factor of the content loss, in place of the preset's: 1 of seed and gatys, 0.15 of best.",
     )
     style_steps: int | None = Field(
         default=None,

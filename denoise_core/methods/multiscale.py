@@ -23,6 +23,7 @@ from denoise_core.methods.nl_bayes import REACH as REACH_OF_A_SCALE
 COARSER = 2  # scales after the first, each of half the size of the one before
 PATCH = max(FIRST.patch, SECOND.patch)
 SMALLEST = 32  # side of an image that is halved: at least
+MOST = 1.0  # by which a scale corrects the next finer one, in units of the noise, and so that it corrects nothing there
 PRECISE = 3e4  # coarse intensities beyond it are left alone, and what shares a patch with them: their rounding shows
 
 # Sixteen taps, symmetric, orthonormal to their own shifts by two to within 1e-3: white noise stays white and of variance 1.
@@ -34,14 +35,15 @@ LOW_PASS = [value / sum(2 * v * v for v in _HALF) ** 0.5 for value in (*reversed
 # first, by the coarse pixels from two before its own to one after it; the second is its mirror image.
 SMOOTH = [1 / 16, 5 / 16, 7 / 16, 3 / 16]
 _BEFORE, _AFTER = 2, 2  # coarse pixels that a fine one depends on, before and after its own
-_NEAR = 2 * _BEFORE + len(LOW_PASS) // 2  # fine pixels before and after its own that these depend on
+_AROUND = 2  # coarse pixels around one whose corrections decide on its own
+_NEAR = 2 * (_BEFORE + _AROUND) + len(LOW_PASS) // 2  # fine pixels before and after its own that these depend on
 
 
 def _reach(coarser: int) -> int:
     """How many rows away a pixel of z may be that a pixel of the result depends on."""
     if coarser == 0:
         return REACH_OF_A_SCALE
-    return max(_NEAR + REACH_OF_A_SCALE, 2 * (_reach(coarser - 1) + _BEFORE) + len(LOW_PASS) // 2)
+    return max(_NEAR + REACH_OF_A_SCALE, 2 * (_reach(coarser - 1) + _BEFORE + _AROUND) + len(LOW_PASS) // 2)
 
 
 ALIGN = ALIGN_OF_A_SCALE * 2**COARSER
@@ -84,11 +86,19 @@ def _estimate(z: Tensor, rows: slice, on_cell: Callable[[], None], coarser: int)
         return own
     halves = -(-height // 2)
     there = slice(max(0, rows.start // 2 - _BEFORE), min(halves, (rows.stop - 1) // 2 + 1 + _AFTER))
+    wide = slice(max(0, there.start - _AROUND), min(halves, there.stop + _AROUND))
     half = _halved(z, slice(0, halves), 0, height)
-    coarse = _estimate(half, there, on_cell, coarser - 1)
-    greatest = F.max_pool2d(half.abs(), 2 * PATCH - 1, 1, PATCH - 1)[:, there]
-    missing = torch.where(greatest < PRECISE, coarse - _halved(fine, there, first, height), 0.0)
+    missing = _estimate(half, wide, on_cell, coarser - 1) - _halved(fine, wide, first, height)
+    # What is left of the noise is far below the noise itself. Where more is missing, a spot or an edge is in the one
+    # estimate and not in the other: the finer one sees it better, and taking the rest away would cost the spot its sum.
+    share = (1 - (_greatest(missing, _AROUND) / MOST).square()).clamp(min=0).square()
+    precise = _greatest(half, PATCH - 1)[:, wide] < PRECISE
+    missing = torch.where(precise, share * missing, 0.0)[:, there.start - wide.start : there.stop - wide.start]
     return own + _doubled(missing, rows, there.start, (height, width))
+
+
+def _greatest(z: Tensor, around: int) -> Tensor:
+    return F.max_pool2d(z.abs(), 2 * around + 1, 1, around)
 
 
 def _halved(z: Tensor, rows: slice, first: int, height: int) -> Tensor:

@@ -79,6 +79,22 @@ def test_flat_areas_are_flatter_than_at_one_scale_and_keep_their_mean(channels, 
     assert (denoised - z).double().mean().item() == pytest.approx(0, abs=0.01)
 
 
+@pytest.mark.parametrize("height", [6, 10, 30])
+def test_spots_keep_what_one_scale_leaves_of_them(height: int) -> None:
+    """Of squares of 2 × 2 pixels, its sum: coarser scales see a spot worse than the finest one does."""
+    places = [(r, c) for r in (20, 70) for c in (20, 70)]
+    spots = torch.zeros(1, 96, 96)
+    for r, c in places:
+        spots[0, r : r + 2, c : c + 2] = height
+    left = []
+    for method in (nl_bayes, estimate):
+        more = (
+            sum((method(noise(1, 96, 96, seed=i) + spots) - method(noise(1, 96, 96, seed=i)))[0] for i in range(2)) / 2
+        )
+        left.append(np.mean([more[r - 6 : r + 8, c - 6 : c + 8].sum().item() / (4 * height) for r, c in places]))
+    assert left[1] > left[0] - 0.1
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("value", [1e3, 1e4, -1e4, 1e6, 1e8, 1e15])
 def test_hot_pixels_do_not_spoil_what_is_around_them(channels, value):

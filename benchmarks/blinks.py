@@ -42,9 +42,8 @@ def left(shape: Callable[[int, int], Pixels], height: float, frames: int, draw: 
     frame = min(FRAME, frames - 1)
 
     def denoised(stack: Pixels) -> Pixels:
-        return zs_fit.denoise(stack[..., None], preset="fast", seed=0, device=cpu(1), on_step=lambda _: None).pixels[
-            frame
-        ]
+        found = zs_fit.denoise(stack[..., None], preset="fast", seed=0, device=cpu(1), on_step=lambda _: None)
+        return found.pixels[frame]
 
     with_events = noise.copy()
     with_events[frame] += events

@@ -19,32 +19,22 @@ import torch
 from torch import Tensor
 
 from benchmarks.style import WEIGHTS
+from style_core.layers import LAYERS, PLACE
 from style_core.vgg import STD
 
 FILE = "vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin"
-PLACES = {
-    1: (0, 2),
-    2: (5, 7),
-    3: (10, 12, 14, 16),
-    4: (19, 21, 23, 25),
-    5: (28, 30, 32, 34),
-}  # by block, in torchvision's
 
 
 def unpacked(path: Path) -> dict[str, Tensor]:
     """The state dict in torchvision's names, for RGB in [0, 1] less the mean over the standard deviation."""
     packed = torch.load(path, map_location="cpu", weights_only=True)
     state = {}
-    for block, places in PLACES.items():
-        for number, place in enumerate(places, 1):
-            name = f"block{block}_conv{number}"
-            weight = packed[f"{name}_W_table"][packed[f"{name}_W_q"].long()]
-            if place == 0:
-                weight = weight.flip(1) * 255 * torch.tensor(STD).view(1, 3, 1, 1)
-            state[f"features.{place}.weight"], state[f"features.{place}.bias"] = (
-                weight.contiguous(),
-                packed[f"{name}_b"],
-            )
+    for layer in (layer for layer in LAYERS if layer.kind == "conv"):
+        name, place = "block{}_conv{}".format(*layer.name.removeprefix("conv").split("_")), PLACE[layer.name]
+        weight = packed[f"{name}_W_table"][packed[f"{name}_W_q"].long()]
+        if place == 0:
+            weight = weight.flip(1) * 255 * torch.tensor(STD).view(1, 3, 1, 1)
+        state[f"features.{place}.weight"], state[f"features.{place}.bias"] = weight.contiguous(), packed[f"{name}_b"]
     return state
 
 

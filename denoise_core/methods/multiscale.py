@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from denoise_core.methods.nl_bayes import ALIGN as ALIGN_OF_A_SCALE
-from denoise_core.methods.nl_bayes import FIRST, SECOND, nl_bayes
+from denoise_core.methods.nl_bayes import FIRST, GREATEST, SECOND, nl_bayes
 from denoise_core.methods.nl_bayes import REACH as REACH_OF_A_SCALE
 
 COARSER = 2  # scales after the first, each of half the size of the one before
@@ -55,7 +55,9 @@ def band(rows: slice, height: int) -> slice:
     return slice(max(0, (rows.start - REACH) // ALIGN * ALIGN), min(height, rows.stop + REACH))
 
 
-def estimate(z: Tensor, rows: slice | None = None, on_cell: Callable[[], None] = lambda: None) -> Tensor:
+def estimate(
+    z: Tensor, rows: slice | None = None, on_cell: Callable[[], None] = lambda: None, *, most: float = MOST
+) -> Tensor:
     """The image without its noise.
 
     Parameters
@@ -66,15 +68,17 @@ def estimate(z: Tensor, rows: slice | None = None, on_cell: Callable[[], None] =
         Of z, those that are wanted. They are those of the whole image, bit for bit, where z is a `band` of it.
     on_cell : callable
         Called some ten times a second; whatever it raises ends the work.
+    most : float
+        By how much, in units of the noise, a scale corrects the next finer one at most; less where they differ by more.
 
     Returns
     -------
     (C, rows, W) float32
     """
-    return _estimate(z, slice(0, z.shape[1]) if rows is None else rows, on_cell, COARSER)
+    return _estimate(z, slice(0, z.shape[1]) if rows is None else rows, on_cell, COARSER, most)
 
 
-def _estimate(z: Tensor, rows: slice, on_cell: Callable[[], None], coarser: int) -> Tensor:
+def _estimate(z: Tensor, rows: slice, on_cell: Callable[[], None], coarser: int, most: float) -> Tensor:
     height, width = z.shape[1:]
     coarser = coarser if min(height, width) >= SMALLEST else 0
     near = _NEAR if coarser else 0
@@ -87,11 +91,11 @@ def _estimate(z: Tensor, rows: slice, on_cell: Callable[[], None], coarser: int)
     halves = -(-height // 2)
     there = slice(max(0, rows.start // 2 - _BEFORE), min(halves, (rows.stop - 1) // 2 + 1 + _AFTER))
     wide = slice(max(0, there.start - _AROUND), min(halves, there.stop + _AROUND))
-    half = _halved(z, slice(0, halves), 0, height)
-    missing = _estimate(half, wide, on_cell, coarser - 1) - _halved(fine, wide, first, height)
+    half = _halved(z, slice(0, halves), 0, height).clamp_(-GREATEST, GREATEST)  # far beyond PRECISE
+    missing = _estimate(half, wide, on_cell, coarser - 1, most) - _halved(fine, wide, first, height)
     # What is left of the noise is far below the noise itself. Where more is missing, a spot or an edge is in the one
     # estimate and not in the other: the finer one sees it better, and taking the rest away would cost the spot its sum.
-    share = (1 - (_greatest(missing, _AROUND) / MOST).square()).clamp(min=0).square()
+    share = (1 - (_greatest(missing, _AROUND) / most).square()).clamp(min=0).square()
     precise = _greatest(half, PATCH - 1)[:, wide] < PRECISE
     missing = torch.where(precise, share * missing, 0.0)[:, there.start - wide.start : there.stop - wide.start]
     return own + _doubled(missing, rows, there.start, (height, width))

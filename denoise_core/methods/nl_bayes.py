@@ -30,7 +30,7 @@ from torch import Tensor
 TILE = 8  # references along each side of the square that is matched at once
 CELL = (1, 8)  # tiles, down and along, whose patches are held at once
 CHUNK = 64, 2**20  # groups solved at once, and values of their covariances: at most
-GREATEST = 1e16  # so that squares stay finite in float32
+GREATEST = 1e15  # so that squares stay finite in float32
 CONDITION = {torch.float32: 1e5, torch.float64: 5e13}  # beyond it a matrix is not inverted in that type
 
 

@@ -36,7 +36,7 @@ from flows.errors import StartError
 from tasks import table
 from tests.flows.services import PATIENCE, RealServer, Service, denoise, server, service, write_images
 
-WORDS = "Ctrl-C ends it; "
+WORDS = "Ctrl-C ends it; the schedule stays."
 
 
 @pytest.mark.parametrize(
@@ -500,7 +500,9 @@ def test_watching_with_a_server_of_its_own_does_new_files_only(tmp_path: Path, p
     images, out = write_images(tmp_path / "in", photo), tmp_path / "out"
     here = {"DENOISE_STATE_DIR": str(tmp_path / "state")}
     with service(tmp_path / "said", "serve", images, out, "--watch", "1s", "--method", "tv", **here) as serving:
-        assert "started for this service, data in" in serving.wait_for(WORDS)
+        assert "started for this service, data in" in serving.wait_for(
+            "Ctrl-C ends it; what comes meanwhile is for the next one."
+        )
         serving.wait_for("Completed: 2 images done in ")
         (images / "tonight").mkdir()
         Image.fromarray(photo[100:124, 200:224]).save(images / "tonight" / "new.png")

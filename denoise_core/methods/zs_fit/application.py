@@ -24,6 +24,9 @@ BAND_VALUES = 3 * PART_VALUES  # where a part has many frames, and its margins w
 FEWEST_ROWS = 128  # of a part: it is estimated from some 300 more above and below
 HOPS = 4  # half windows that the frames of one part span
 MOST_CHANNELS = 8  # of frames times channels that are taken for one image; more frames are taken apart into bands
+MOST_TOGETHER = (
+    0.7  # of a correction by a coarser scale: more of it blends an event of one frame into the frames beside it
+)
 TILE = 64, 512  # rows and columns that the network takes at once: bands hold whole tiles, and its maps stay in cache
 
 # Where frames that are estimated together differ by more than noise, what is taken away is no longer white: its
@@ -172,7 +175,7 @@ def _together(z: Tensor, rows: slice, check: Callable[[], None]) -> Tensor:
     """Rows of the estimate of one window of frames, (F, C, rows, W)."""
     frames, channels = z.shape[:2]
     if frames * channels <= MOST_CHANNELS:
-        found = multiscale.estimate(z.flatten(0, 1), rows, check)
+        found = multiscale.estimate(z.flatten(0, 1), rows, check, most=MOST_TOGETHER)
         return found.view(frames, channels, *found.shape[1:])
     cosines = dct(np.eye(frames), norm="ortho", axis=0)
     bands = [multiscale.estimate(band, rows, check) for band in _mixed(cosines, z)]

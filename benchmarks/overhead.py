@@ -4,11 +4,11 @@
 
 The images are crops of photographs, of a size at which nl-bayes takes SECONDS on one thread. Bare: one process takes each
 through decode, estimate, scores, encode and a flushed write, without Prefect, ledger, slots or chunks. Every way is one fit
-at a time (`--slots 1`) and a chunk an image, the most that a run can cost: embedded (Prefect's server in the run), server (one
-that stands), and the engines processes and dask on the embedded one. Time an image is that between the first image's end and
-the last's, which leaves out start-up; start-up is the rest of the command's time. All ways take turns, REPEATS times;
-printed are medians of the ratios within a turn, of wall-clock and of processor time (run and workers; the server's stands
-apart), with their range.
+at a time (`--slots 1`) and a chunk an image, the most that a run can cost: embedded (Prefect's server in the run), server (a
+`denoise server`), and the engines processes and dask on the embedded one. Time an image is that between the first image's
+end and the last's, which leaves out start-up; start-up is the rest of the command's time. All ways take turns, REPEATS
+times; printed are medians of the ratios within a turn, of wall-clock and of processor time (run and workers; the server's
+stands apart), with their range.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ import json
 import math
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +32,7 @@ import psutil
 from PIL import Image
 
 from benchmarks.common import mirrored, parser, write
+from tests.flows.services import server
 
 METHOD = "nl-bayes"
 WAYS = ("embedded", "server", "processes", "dask")
@@ -164,36 +163,6 @@ def _processor_times(run: psutil.Process) -> dict[int, tuple[bool, float]]:
     return found
 
 
-@contextlib.contextmanager
-def server(home: Path) -> Iterator[str]:
-    """A Prefect server that stands, on loopback."""
-    import httpx
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}/api"
-    try:
-        for _ in range(1200):
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/health", timeout=5.0).status_code == httpx.codes.OK:
-                    break
-            time.sleep(0.1)
-        else:
-            raise SystemExit("the Prefect server did not start")
-        yield url
-    finally:
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        process.wait()
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-
-
 def main() -> int:
     parse = parser(__doc__)
     parse.add_argument("--images", type=int, default=16)
@@ -214,7 +183,9 @@ def main() -> int:
         os.environ["PREFECT_HOME"] = str(folder / "prefect")
         side = options.side or calibrated(folder / "one", options.seconds)
         write_images(folder / "images", options.images, side)
-        url = stack.enter_context(server(folder / "server")) if "server" in ways else None
+        url = None
+        if "server" in ways:
+            url, _ = stack.enter_context(server(folder / "server", DENOISE_STATE_DIR=str(folder / "state")))
         for turn in range(options.repeats):
             costs = {"bare": cost_of_bare(folder / "images", folder / "out")}
             for way in ways:

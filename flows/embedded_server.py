@@ -21,8 +21,11 @@ def main() -> None:
     threading.Thread(target=keep_short, args=(sys.argv[2],), daemon=True).start()
     import uvicorn
 
+    from flows.garbage import collect_beside
+
     listening = socket.socket(fileno=int(sys.argv[1]))
     server = uvicorn.Server(uvicorn.Config(_app(), log_level="error", lifespan="on", timeout_graceful_shutdown=3))
+    collect_beside()
 
     def end_with_parent() -> None:
         while os.read(0, 1024):

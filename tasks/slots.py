@@ -31,7 +31,7 @@ from tasks.settings import Settings
 
 _GPU = "gpu-"
 _NOT_IN_NAMES = re.compile(r"[/%&<>]")  # of what Prefect keeps
-_POLL_SECONDS = 0.05
+_POLL_SECONDS, _KNOWN_SECONDS = 0.05, 0.5
 _TURN_SECONDS = 10.0
 """So long a process keeps a slot, and its place in the server's limit, from one fit to the next; then others have a chance."""
 
@@ -81,6 +81,7 @@ class _Held:
 _hands = threading.Condition()
 _waiting: list[Settings] = []  # of this process's fits, one for each that waits
 _offered: list[_Held] = []  # handed on within this process, and not yet taken
+_holding: list[_Held] = []  # by this process, the offered ones too
 
 
 @contextmanager
@@ -111,6 +112,8 @@ def _taken(settings: Settings) -> _Held:
             held.guards.close()
             raise
         held.admitted, held.since = True, time.monotonic()
+        with _hands:
+            _holding.append(held)
     return held
 
 
@@ -128,7 +131,7 @@ def _waited_for(settings: Settings) -> _Held:
                 with _hands:
                     offer = next((one for one in _offered if one.suits(settings)), None)
                     if offer is None:
-                        _hands.wait(_POLL_SECONDS)
+                        _hands.wait(_until_a_look(settings))
                         offer = next((one for one in _offered if one.suits(settings)), None)
                     if offer is not None:
                         _offered.remove(offer)
@@ -144,6 +147,15 @@ def _waited_for(settings: Settings) -> _Held:
                     _offered.remove(one)
             for one in unwanted:
                 _give_back(one)
+
+
+def _until_a_look(settings: Settings) -> float:
+    """How long a fit that waits need not look at the lock files: all are this process's, which tells it of any change."""
+    ours = [held for held in _holding if held.suits(settings)]
+    if len(ours) < settings.fits_at_once:
+        return _POLL_SECONDS
+    lasts = min(held.since for held in ours) + _TURN_SECONDS - time.monotonic()
+    return min(_KNOWN_SECONDS, max(_POLL_SECONDS, lasts))
 
 
 def _locked(settings: Settings) -> _Held | None:
@@ -175,6 +187,8 @@ def _hand_on(held: _Held) -> None:
 
 def _give_back(held: _Held) -> None:
     """To whoever comes first, of any process."""
+    with _hands:
+        _holding.remove(held)
     try:
         if held.device.name != "cpu":
             import torch

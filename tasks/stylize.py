@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import threading
 import time
@@ -16,7 +17,7 @@ from prefect import task
 
 from denoise_core import __version__
 from denoise_core.errors import DenoiseError
-from denoise_core.images import decode, encode, in_rgb, write_atomic
+from denoise_core.images import as_stored, decode, encode, in_rgb, orientation, upright, write_atomic
 from tasks import activity
 from tasks.arrangement import arrange
 from tasks.faults import stop_if_interrupted
@@ -26,7 +27,7 @@ from tasks.settings import Settings, Style
 from tasks.slots import hold_slot
 from tasks.steps import STEP
 from tasks.table import fill, text
-from tasks.work import Work, guarded
+from tasks.work import Work, guarded, open_below
 
 if TYPE_CHECKING:
     import style_core
@@ -65,6 +66,8 @@ def _paint(work: Work, settings: Settings) -> None:
     targets = targets_of(settings.style, settings.device)
     assert work.noisy is not None
     image, frames = work.image, np.clip(work.noisy, 0, 1)
+    with open_below(settings.input, work.source.name) as file:
+        turned = orientation(file)  # strokes go as they do in the style's image, where both are seen upright
     painted = np.empty_like(frames)
     style_loss = content_loss = 0.0
     steps = 0
@@ -73,7 +76,7 @@ def _paint(work: Work, settings: Settings) -> None:
     parts = [(number, part) for number in range(len(frames)) for part in colours]
     for done, (number, part) in enumerate(parts):
         found = style_core.stylize(
-            frames[number, ..., part],
+            upright(frames[number, ..., part], turned),
             targets,
             keep_colours=settings.style.keep_colours,
             max_side=settings.style.max_side,
@@ -81,7 +84,7 @@ def _paint(work: Work, settings: Settings) -> None:
             threads=settings.device.threads,
             on_step=functools.partial(_tell, work, done, len(parts)),
         )
-        painted[number, ..., part] = found.pixels
+        painted[number, ..., part] = as_stored(found.pixels, turned)
         steps += found.steps
         style_loss += found.style_loss / len(parts)
         content_loss += found.content_loss / len(parts)
@@ -255,8 +258,9 @@ def images_of(style: Style) -> list[np.ndarray]:
 
 
 def _style_pixels(path: Path) -> np.ndarray:
-    """As they are where style_core knows their range; others on the unit scale, as an image that is painted is."""
-    image = in_rgb(decode(path.read_bytes(), max_pixels=MOST_STYLE_PIXELS))
+    """Upright; as they are where style_core knows their range, others on the unit scale, as an image that is painted is."""
+    data = path.read_bytes()
+    image = in_rgb(decode(data, max_pixels=MOST_STYLE_PIXELS))
     if image.axes not in ("YX", "YXS"):
         raise DenoiseError(f"this is a stack ({image.axes}); one image is needed")
     pixels, alpha = image.pixels, image.alpha
@@ -266,7 +270,7 @@ def _style_pixels(path: Path) -> np.ndarray:
         pixels = arrangement.back(planes)
         if alpha is not None and alpha.dtype.kind in "ui":
             alpha = alpha / np.float32(np.iinfo(alpha.dtype).max)
-    return pixels if alpha is None else np.dstack([pixels, alpha])
+    return upright(pixels if alpha is None else np.dstack([pixels, alpha]), orientation(io.BytesIO(data)))
 
 
 def _of_unit_range(pixels: np.ndarray) -> bool:

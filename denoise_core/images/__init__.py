@@ -49,6 +49,7 @@ from denoise_core.images.bounds import check_memory, machine_bytes
 from denoise_core.images.levels import Scale, changed, from_float, light, own_scale, to_float
 from denoise_core.images.missing import fill_missing, find_missing, with_tails
 from denoise_core.images.model import SUPPORTED, Header, Image, ImageError, check_size, damage_told
+from denoise_core.images.orientation import as_stored, orientation, upright
 from denoise_core.images.signatures import describe, sniff, to_come
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ __all__ = [
     "Image",
     "ImageError",
     "Scale",
+    "as_stored",
     "changed",
     "check_memory",
     "check_size",
@@ -72,12 +74,14 @@ __all__ = [
     "light",
     "machine_bytes",
     "open_planes",
+    "orientation",
     "own_scale",
     "read_header",
     "remove_stale_temporaries",
     "sniff",
     "to_come",
     "to_float",
+    "upright",
     "with_tails",
     "write_atomic",
     "writing",

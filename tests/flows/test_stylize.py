@@ -99,6 +99,32 @@ def test_the_whole_chain_gives_stylized_noisy_and_denoised_images(
     )
 
 
+def test_strokes_go_as_the_style_shows_them_however_both_are_stored(tmp_path: Path, paint: Path, weights: Path) -> None:
+    """Content and style as they are, and both stored turned, with the tag that says so: the same painting, stored so."""
+    from skimage import data
+
+    whole = data.chelsea()[60:124, 100:196]
+    for kind, tag, stored in (("upright", 1, whole), ("turned", 6, np.rot90(whole)), ("mirrored", 5, None)):
+        said = Image.Exif()
+        said[274] = tag
+        (tmp_path / kind).mkdir()
+        inside = np.ascontiguousarray(whole.transpose(1, 0, 2) if stored is None else stored)
+        Image.fromarray(inside).save(tmp_path / kind / "cat.png", exif=said)
+        style = tmp_path / f"{kind}-paint.png"
+        with Image.open(paint) as image:
+            Image.fromarray(np.rot90(np.asarray(image)) if tag == 6 else np.asarray(image)).save(
+                style, exif=said if tag == 6 else Image.Exif()
+            )
+        run = [
+            "stylize",
+            *map(str, (tmp_path / kind, tmp_path / f"{kind}-out", "--style", style, "--vgg-weights", weights)),
+        ]
+        assert main(run) == 0
+    painted = {kind: pixels(tmp_path / f"{kind}-out/images/cat.png") for kind in ("upright", "turned", "mirrored")}
+    np.testing.assert_array_equal(painted["turned"], np.rot90(painted["upright"]))
+    np.testing.assert_array_equal(painted["mirrored"], painted["upright"].transpose(1, 0, 2))
+
+
 def test_what_was_painted_is_not_painted_again(
     tree: Path, tmp_path: Path, paint: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

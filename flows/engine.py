@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Protocol
 from unittest.mock import patch
 
 from prefect.client.orchestration import get_client
 from prefect.context import SettingsContext, refresh_global_settings_context
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Crashed
 from prefect.task_runners import ProcessPoolTaskRunner
@@ -35,6 +37,7 @@ from tasks.worker import begin_process
 log = logging.getLogger("tasks")
 
 MOST_TRIES = len(RETRY_SECONDS) + 1
+_TRIES, _PAUSE_SECONDS = 8, 0.5
 
 
 class WorkerDied(Exception):
@@ -234,10 +237,15 @@ def result(future: Any) -> object:
 
 
 def crashed(task_run_id: uuid.UUID) -> None:
-    """Say in Prefect what became of a task run whose process cannot say it."""
+    """Say in Prefect what became of a task run whose process cannot say it; a server of ours knows of it after a second."""
     try:
         with get_client(sync_client=True) as client:
-            client.set_task_run_state(task_run_id, Crashed(message="its worker process died"), force=True)
+            for _ in range(_TRIES):
+                with suppress(ObjectNotFound):
+                    client.set_task_run_state(task_run_id, Crashed(message="its worker process died"), force=True)
+                    return
+                time.sleep(_PAUSE_SECONDS)
+            log.info("the Prefect server does not know of the task run %s", task_run_id)
     except Exception as error:  # noqa: BLE001 - it is for the UI only
         log.info("the Prefect server was not told of the task run %s: %s", task_run_id, shown(str(error)))
 

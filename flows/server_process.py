@@ -25,6 +25,13 @@ START_SECONDS = 300.0  # on a machine that is busy; one that ends at once is not
 _MOST_RESTARTS = 5
 _RECOVERED_SECONDS = 300.0
 
+_SETTINGS = {
+    # Prefect would write each state of a task run by itself, as soon as it is told: 50 ms of the processor an image.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
+"""Of any server of ours; the user's own variables win."""
+
 log = logging.getLogger("tasks")
 
 
@@ -79,7 +86,7 @@ class ServerProcess:
                     pass_fds=[listening.fileno()],
                     start_new_session=True,
                     umask=0o077,  # its database has paths, parameters and logs: its owner's alone, in any folder
-                    env={**self._environment, "PREFECT__SERVER_FINAL": "1"},
+                    env={**_SETTINGS, **self._environment, "PREFECT__SERVER_FINAL": "1"},
                 )
 
     def _open_said(self) -> IO[bytes]:

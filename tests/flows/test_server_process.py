@@ -5,15 +5,18 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flows.server_process import ServerProcess
-from tests.flows.services import PATIENCE
+from tests.flows.services import PATIENCE, denoise, write_images
 
 BOUND = 5000
 TALKATIVE = f"""
@@ -55,3 +58,17 @@ def test_what_it_says_is_bounded_and_nothing_is_lost_of_its_end(tmp_path: Path, 
     numbers = [int(line.split()[0]) for line in lines]
     assert numbers == list(range(3000 - len(numbers), 3000))
     assert len(rest) < 4 * BOUND
+
+
+def test_no_state_of_a_task_run_is_lost_at_the_end(tmp_path: Path, photo: np.ndarray) -> None:
+    """They are written in batches, and the embedded server has those of the last second in its hands when the run ends."""
+    images = write_images(tmp_path / "in", photo, count=3)
+    home = tmp_path / "prefect"
+    ended = denoise("run", images, tmp_path / "out", "--method", "none", PREFECT_HOME=str(home), PREFECT_API_URL="")
+    assert ended.returncode == 0, ended.stderr
+    with closing(sqlite3.connect(home / "prefect.db")) as database:
+        runs = dict(database.execute("select state_type, count(*) from task_run group by state_type"))
+        states = dict(database.execute("select type, count(*) from task_run_state group by type"))
+    number = 3 * len(("chunk", "load", "denoise", "evaluate", "save")) + len(("scan", "report"))
+    assert runs == {"COMPLETED": number}
+    assert states == dict.fromkeys(("PENDING", "RUNNING", "COMPLETED"), number)

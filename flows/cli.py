@@ -334,6 +334,7 @@ def _start(config: RunConfig | CompareConfig, *, as_json: bool) -> int:
         choose_all(config.device)  # a device that is not there is said before a server is started
     with _stopping(), connected() as server:
         from prefect import tags
+        from prefect.exceptions import ObjectNotFound
 
         from flows.progress import hearing, listening
 
@@ -346,7 +347,14 @@ def _start(config: RunConfig | CompareConfig, *, as_json: bool) -> int:
             hearing((lambda _: None) if as_json else console.announce),
             tags(*config.tags, "denoise-flows"),
         ):
-            state: Any = _flow_of(config)(config, return_state=True)
+            try:
+                state: Any = _flow_of(config)(config, return_state=True)
+            except ObjectNotFound:
+                sys.stderr.write(
+                    "denoise: the Prefect server no longer knows the run (it was deleted there); what it has done is in "
+                    f"{config.output}\n"
+                )
+                return SOME_FAILED
     outcome: Any = state.result(raise_on_failure=False)
     if isinstance(outcome, DenoiseError):
         raise outcome

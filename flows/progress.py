@@ -29,6 +29,7 @@ from tasks.report import summary_markdown, summary_table
 from tasks.report_page import Panel
 from tasks.settings import Settings
 from tasks.table import DONE, FAILED
+from tasks.worker import Waiting
 
 ARTIFACT_SECONDS = 5.0
 
@@ -129,6 +130,7 @@ class Watch:
 
     def __init__(self, settings: Settings, total: int) -> None:
         self._tail = ledger.Tail(settings.run_folder)
+        self._workers = Waiting(settings) if settings.elsewhere else None
         self._total = total
         self._done = self._failed = 0
         self._started = self._published = time.perf_counter()
@@ -141,6 +143,8 @@ class Watch:
             self._done += row["status"] == DONE
             self._failed += row["status"] == FAILED
         part, waiting = activity.glance()
+        if self._workers is not None:
+            waiting = self._workers.glance()
         seconds = time.perf_counter() - self._started
         progress = Progress(self._total, self._done, self._failed, part, seconds, waiting)
         shown = progress

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 _TOLD_SECONDS = 1.0
 _lock = threading.Lock()
 _fractions: dict[str, float] = {}
-_waiting: dict[int, tuple[str, float]] = {}  # by thread: what for, and since when
+_waiting: dict[
+    int, tuple[str, float, bool]
+] = {}  # by thread: what for, since when, and whether that is first to be told
 
 
 @contextmanager
@@ -31,10 +33,10 @@ def report(name: str, fraction: float) -> None:
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """While inside, this thread waits, and ``what`` says for what."""
+def waiting(what: str, *, first: bool = False) -> Iterator[None]:
+    """While inside, this thread waits, and ``what`` says for what; what is ``first`` holds up those that wait for this one."""
     with _lock:
-        _waiting[threading.get_ident()] = what, time.monotonic()
+        _waiting[threading.get_ident()] = what, time.monotonic(), first
     try:
         yield
     finally:
@@ -50,6 +52,6 @@ def glance() -> tuple[float, str | None]:
     with _lock:
         if _fractions or not _waiting:
             return sum(_fractions.values()), None
-        what, since = min(_waiting.values(), key=lambda one: one[1])
+        what, since, _ = min(_waiting.values(), key=lambda one: (not one[2], one[1]))
     seconds = time.monotonic() - since
     return 0.0, f"{what} ({seconds:.0f} s so far)" if seconds >= _TOLD_SECONDS else None

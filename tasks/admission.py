@@ -58,7 +58,7 @@ def admitted(limit: str | None) -> Iterator[None]:
     if limit is None:
         yield
         return
-    with activity.waiting(f"a slot of the limit {limit!r} on the Prefect server"):
+    with activity.waiting(f"a slot of the limit {limit!r} on the Prefect server", first=True):
         lease = _acquired(limit)
     if lease is None:
         yield

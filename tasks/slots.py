@@ -193,7 +193,8 @@ def _give_back(held: _Held) -> None:
         if held.device.name != "cpu":
             import torch
 
-            torch.cuda.empty_cache()  # what torch keeps for later, the slot's next holder needs now
+            with contextlib.suppress(RuntimeError):  # of a device that is lost, which its fits tell
+                torch.cuda.empty_cache()  # what torch keeps for later, the slot's next holder needs now
     finally:
         held.guards.close()
 

@@ -157,8 +157,8 @@ def _record(work: Work, settings: Settings) -> Path:
     assert settings.style is not None
     assert work.intensities is not None
     arrangement = work.intensities.arrangement
-    # What of the image is painted, in what parts and on what scale.
-    seen = f"{arrangement.axes} {arrangement.shape} {arrangement} {work.intensities.scales} {__version__}"
+    # What of the image is painted, upright, in what parts and on what scale.
+    seen = f"upright {arrangement.axes} {arrangement.shape} {arrangement} {work.intensities.scales} {__version__}"
     key = f"{text(work.source.name)}\0{work.source.sha256}\0{settings.style.digest}\0{seen}"
     return path_below(settings.output / "runs", f"stylized/{_sha256(key.encode())}.json")
 

@@ -2,7 +2,7 @@
 
 The run keeps a file in its folder, ``runs/<run-id>/alive``, and changes it every few seconds. Its workers, on whatever
 machine, go on while that file is there and changes: it is taken away when the user stops the run, and stays as it is when
-the run was killed.
+the run was killed. A worker keeps one there, too, ``work-HOST-PID``, which says what it waits for, if it does.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tasks import activity
 from tasks.background import beside
 from tasks.faults import interrupt
 from tasks.logs import logging_to, tell_the_server
@@ -31,6 +32,9 @@ ALIVE = "alive"
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 120.0
 """A run that has not been heard of for so long is dead: a share may take a minute to show what was written."""
+
+_WORK = "work-"
+_FORGOTTEN_SECONDS = 20.0  # after which a worker that is silent says nothing of the run
 
 _LOOK_SECONDS = 0.5
 _SHOWN_SECONDS = 10.0  # until a new file is seen on a share
@@ -85,7 +89,10 @@ def serving(settings: Settings) -> Iterator[None]:
     tell_the_server()
     with short_turns(), logging_to(folder / f"log-{socket.gethostname()}-{os.getpid()}.txt"):
         try:
-            with beside(functools.partial(_listen, folder / ALIVE), "end-of-run"):
+            with (
+                beside(functools.partial(_listen, folder / ALIVE), "end-of-run"),
+                beside(functools.partial(_say, folder / f"{_WORK}{socket.gethostname()}-{os.getpid()}"), "wait"),
+            ):
                 yield
         finally:
             interrupt.clear()  # it was this run's; the next work may be another's
@@ -106,10 +113,52 @@ def _listen(path: Path, left: threading.Event) -> None:
             interrupt.set()
 
 
-def _read(path: Path) -> str | None:
-    """What the run wrote last; the empty string where it took the file away, ``None`` where that cannot be told."""
+def _say(path: Path, left: threading.Event) -> None:
+    """Keep what this process waits for in the file: every second, and every few where it waits for nothing."""
+    said = None
+    for beat in itertools.count():
+        _, waiting = activity.glance()
+        if waiting != said or beat % BEAT_SECONDS == 0:
+            said = waiting
+            with suppress(OSError):  # a full disk is for the chunks to find
+                path.write_text(f"{beat}\n{waiting or ''}", encoding="utf-8")
+        if left.wait(1.0):
+            break
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+class Waiting:
+    """What the workers of a run in other processes wait for, as they say."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._folder = settings.run_folder
+        self._heard: dict[str, tuple[str, float]] = {}
+        self._looked = -1.0
+        self._told: str | None = None
+
+    def glance(self) -> str | None:
+        """What one of them waits for, and how long, while none does anything else; looked at once a second."""
+        now = time.monotonic()
+        if now - self._looked < 1.0:
+            return self._told
+        self._looked = now
+        heard = {path.name: _read(path, "utf-8") for path in self._folder.glob(f"{_WORK}*")}
+        earlier = self._heard
+        self._heard = {
+            name: earlier[name] if name in earlier and earlier[name][0] == words else (words, now)
+            for name, words in heard.items()
+            if words
+        }
+        said = [words.partition("\n")[2] for words, since in self._heard.values() if now - since < _FORGOTTEN_SECONDS]
+        self._told = said[0] if said and all(said) else None
+        return self._told
+
+
+def _read(path: Path, encoding: str = "ascii") -> str | None:
+    """What was written there last; the empty string where the file was taken away, ``None`` where that cannot be told."""
     try:
-        return path.read_text(encoding="ascii") or None
+        return path.read_text(encoding=encoding) or None
     except FileNotFoundError:
         return ""
     except OSError:

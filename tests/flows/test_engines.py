@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from flows.denoise_directory import _verdict
 from flows.engine import MOST_TRIES, Deaths, EngineLost, WorkerDied
 from flows.errors import StartError
 from flows.progress import Summary
-from tasks import ledger, table, worker
+from tasks import activity, ledger, table, worker
 from tasks.faults import interrupt
 from tasks.ledger import Part
 from tasks.scan import scan
@@ -188,6 +189,27 @@ def test_a_worker_that_does_not_see_the_folder_says_so(settings: Settings) -> No
     with pytest.raises(OSError, match="does not see the folder of the run"), worker.serving(settings):
         pass
     assert not settings.run_folder.exists(), "nothing is made where nobody looks"
+
+
+def test_a_run_says_what_its_workers_wait_for(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While all of them do; what a worker that died said last is forgotten."""
+    settings.run_folder.mkdir(parents=True)
+    (settings.run_folder / "config.toml").touch()
+    waiting = worker.Waiting(settings)
+    with worker.serving(settings):
+        until(lambda: list(settings.run_folder.glob("work-*")))
+        assert waiting.glance() is None
+        with activity.waiting("a slot"):
+            until(waiting.glance)
+            assert re.fullmatch(r"a slot \(\d+ s so far\)", str(waiting.glance()))
+            (settings.run_folder / "work-elsewhere-1").write_text("7\n")
+            until(lambda: waiting.glance() is None)  # that one works
+            (settings.run_folder / "work-elsewhere-1").write_text("8\na device (5 s so far)")
+            until(waiting.glance)
+    assert [path.name for path in settings.run_folder.glob("work-*")] == ["work-elsewhere-1"]
+    assert waiting.glance() is not None
+    monkeypatch.setattr(worker, "_FORGOTTEN_SECONDS", 0.0)
+    until(lambda: waiting.glance() is None)
 
 
 # --- whole runs ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import signal
@@ -11,10 +12,14 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from prefect.server.services import task_run_recorder
+from sqlalchemy.exc import IntegrityError, OperationalError
 
+from flows import embedded_server
 from flows.server_process import ServerProcess
 from tests.flows.services import PATIENCE, denoise, write_images
 
@@ -72,3 +77,24 @@ def test_no_state_of_a_task_run_is_lost_at_the_end(tmp_path: Path, photo: np.nda
     number = 3 * len(("chunk", "load", "denoise", "evaluate", "save")) + len(("scan", "report"))
     assert runs == {"COMPLETED": number}
     assert states == dict.fromkeys(("PENDING", "RUNNING", "COMPLETED"), number)
+
+
+def test_a_state_that_the_database_refuses_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a run that was deleted meanwhile; a database that is busy gets the whole batch again, from Prefect."""
+    written: list[str] = []
+
+    async def together(events: list[str]) -> None:
+        if "busy" in events:
+            raise OperationalError("insert", {}, Exception("database is locked"))
+        if "of a deleted run" in events:
+            raise IntegrityError("insert", {}, Exception("FOREIGN KEY constraint failed"))
+        written.extend(events)
+
+    monkeypatch.setattr(task_run_recorder, "record_bulk_task_run_events", together)
+    embedded_server.record_one_by_one_where_together_fails()
+    record: Any = task_run_recorder.record_bulk_task_run_events
+    asyncio.run(record(["first", "of a deleted run", "last"]))
+    assert written == ["first", "last"]
+    with pytest.raises(OperationalError):
+        asyncio.run(record(["a", "busy"]))
+    assert written == ["first", "last"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
@@ -62,34 +61,14 @@ def keep_short(name: str) -> None:
         os.close(new)
 
 
-def record_one_by_one_where_together_fails() -> None:
-    """Have a state of a task run that the database refuses take no other with it: those of a run that was deleted, say.
-
-    Prefect's recorder writes a batch in one transaction, and drops it whole after some tries.
-    """
-    from prefect.server.services import task_run_recorder
-    from sqlalchemy.exc import DataError, IntegrityError
-
-    together = task_run_recorder.record_bulk_task_run_events
-
-    async def record(events: list[Any]) -> None:
-        try:
-            await together(events)
-        except (IntegrityError, DataError):
-            for event in events:
-                with contextlib.suppress(IntegrityError, DataError):
-                    await together([event])
-
-    task_run_recorder.record_bulk_task_run_events = record
-
-
 def _app() -> Any:
     """Prefect's application; before the one of ``denoise server`` starts, the counts of its slots are set right."""
     from prefect.server.api.server import create_app
 
     from flows import lease_counts
+    from flows.recorder import take_apart_what_is_refused
 
-    record_one_by_one_where_together_fails()
+    take_apart_what_is_refused()
     app = create_app()
     if "PREFECT__SERVER_EPHEMERAL" in os.environ:  # embedded in a run: it has no limits
         return app

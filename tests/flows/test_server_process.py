@@ -12,14 +12,13 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
-from prefect.server.services import task_run_recorder
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from flows import embedded_server
+from flows.recorder import Recorder
 from flows.server_process import ServerProcess
 from tests.flows.services import PATIENCE, denoise, write_images
 
@@ -79,22 +78,49 @@ def test_no_state_of_a_task_run_is_lost_at_the_end(tmp_path: Path, photo: np.nda
     assert states == dict.fromkeys(("PENDING", "RUNNING", "COMPLETED"), number)
 
 
-def test_a_state_that_the_database_refuses_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As those of a run that was deleted meanwhile; a database that is busy gets the whole batch again, from Prefect."""
+class Told:
+    """Of an event what is looked at: its flow run."""
+
+    def __init__(self, name: str, run: UUID | None) -> None:
+        self.name = name
+        self.resource_in_role = {} if run is None else {"flow-run": self}
+        self.run = run
+
+    def prefect_object_id(self, _: str) -> UUID | None:
+        return self.run
+
+
+def test_what_the_database_refuses_takes_no_other_state_with_it() -> None:
+    """The states of a run that was deleted are not even tried again; one that is wrong goes alone."""
+    kept, deleted = uuid4(), uuid4()
     written: list[str] = []
+    tried: list[int] = []
 
-    async def together(events: list[str]) -> None:
-        if "busy" in events:
-            raise OperationalError("insert", {}, Exception("database is locked"))
-        if "of a deleted run" in events:
+    async def together(events: list[Told]) -> None:
+        tried.append(len(events))
+        if any(event.run == deleted or event.name == "wrong" for event in events):
             raise IntegrityError("insert", {}, Exception("FOREIGN KEY constraint failed"))
-        written.extend(events)
+        written.extend(event.name for event in events)
 
-    monkeypatch.setattr(task_run_recorder, "record_bulk_task_run_events", together)
-    embedded_server.record_one_by_one_where_together_fails()
-    record: Any = task_run_recorder.record_bulk_task_run_events
-    asyncio.run(record(["first", "of a deleted run", "last"]))
-    assert written == ["first", "last"]
+    async def is_known(run: UUID) -> bool:
+        return run != deleted
+
+    record = Recorder(together, is_known)
+    first = [Told("a", kept), Told("b", deleted), Told("c", kept), Told("wrong", kept), Told("alone", None)]
+    asyncio.run(record(first))
+    assert sorted(written) == ["a", "alone", "c"]
+    tried.clear()
+    asyncio.run(record([Told("d", deleted), Told("e", kept)]))
+    asyncio.run(record([Told("f", deleted)]))
+    assert (written[3:], tried) == (["e"], [1])
+
+
+def test_a_busy_database_gets_the_batch_again_from_prefect() -> None:
+    async def together(_: list[Told]) -> None:
+        raise OperationalError("insert", {}, Exception("database is locked"))
+
+    async def is_known(_: UUID) -> bool:
+        raise AssertionError
+
     with pytest.raises(OperationalError):
-        asyncio.run(record(["a", "busy"]))
-    assert written == ["first", "last"]
+        asyncio.run(Recorder(together, is_known)([Told("a", uuid4())]))

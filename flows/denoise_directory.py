@@ -36,7 +36,7 @@ from flows.server import reports_to_real_server
 from flows.signals import ending_gently
 from tasks import failures, ledger, table
 from tasks import scan as scanning
-from tasks.admission import offer
+from tasks.admission import give_back_of_the_dead, offer
 from tasks.chunk import MOST_SEEN_IMAGES, into_chunks, process_chunk
 from tasks.faults import Interrupted, interrupt, sentence
 from tasks.in_work import MOST_DEATHS, died_over
@@ -290,6 +290,8 @@ def _each_chunk(
             for future in engine.ended(list(in_work), POLL_SECONDS) if in_work else ():
                 number = in_work.pop(future)
                 outcome = engine.outcome(future)
+                if isinstance(outcome, WorkerDied):
+                    give_back_of_the_dead(settings.run_folder)
                 if interrupt.is_set() or not isinstance(outcome, BaseException):
                     continue
                 fault = deaths.verdict(number, chunks[number], outcome) if isinstance(outcome, WorkerDied) else outcome

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx
+import psutil
 from httpx import codes
 
 from tasks import activity
@@ -25,6 +29,7 @@ from tasks.prefect_api import send, shown
 OURS = "denoise "
 """So the names of our limits begin."""
 LEASE_SECONDS = 60.0
+_NOTE = "lease-"
 _TRIES = 3
 _POLL_SECONDS = 1.0
 _BUSY_SECONDS, _BUSY_TRIES = 0.1, 100
@@ -49,8 +54,8 @@ def offer(limit: str, slots: int) -> None:
 
 
 @contextmanager
-def admitted(limit: str | None) -> Iterator[None]:
-    """Hold a slot of the limit, where there is one.
+def admitted(limit: str | None, *, notes: Path | None = None) -> Iterator[None]:
+    """Hold a slot of the limit, where there is one; the folder ``notes`` says so, for `give_back_of_the_dead`.
 
     A server that cannot be asked does not stop the work: after a few tries the lock file alone guards the device. So it
     does where a lease cannot be renewed. The lease of a run that is killed runs out by itself.
@@ -63,11 +68,36 @@ def admitted(limit: str | None) -> Iterator[None]:
     if lease is None:
         yield
         return
+    note = None if notes is None else notes / f"{_NOTE}{socket.gethostname()}-{os.getpid()}-{lease}"
     try:
+        with suppress(OSError):  # a full disk is for the chunks to find
+            if note is not None:
+                note.touch()
         with beside(functools.partial(_renew, lease, limit), "lease"):
             yield
     finally:
         _release(lease, limit)
+        with suppress(OSError):
+            if note is not None:
+                note.unlink(missing_ok=True)
+
+
+def give_back_of_the_dead(notes: Path) -> None:
+    """Give back the slots of processes of this machine that died holding them, by their notes in the folder."""
+    of_here = f"{_NOTE}{socket.gethostname()}-"
+    for note in notes.glob(f"{_NOTE}*"):
+        pid, _, lease = note.name.removeprefix(of_here).partition("-")
+        if note.name.startswith(of_here) and pid.isdecimal() and not _lives(int(pid)):
+            _release(UUID(lease), "of a worker that died")
+            with suppress(OSError):
+                note.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _acquired(limit: str) -> UUID | None:

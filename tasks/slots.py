@@ -107,7 +107,8 @@ def _taken(settings: Settings) -> _Held:
         # Nothing may be offered to a fit that waits here: it has its slot.
         try:
             limit = limit_name(held.device.name) if settings.has_limits else None
-            held.guards.enter_context(admitted(limit))
+            notes = settings.run_folder if settings.elsewhere else None
+            held.guards.enter_context(admitted(limit, notes=notes))
         except BaseException:
             held.guards.close()
             raise

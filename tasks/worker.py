@@ -58,8 +58,13 @@ def showing_life(settings: Settings) -> Iterator[None]:
                         path.unlink(missing_ok=True)
                     return
 
-    with beside(show, "signs-of-life"):
-        yield
+    try:
+        with beside(show, "signs-of-life"):
+            yield
+    finally:
+        for left_by_the_dead in settings.run_folder.glob(f"{_WORK}*"):
+            with suppress(OSError):
+                left_by_the_dead.unlink(missing_ok=True)
 
 
 def stop_workers_of(run_folder: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -37,3 +41,32 @@ def test_a_slot_is_given_back_though_a_connection_breaks(
         admission._release(lease, "denoise here cpu")
     assert asked == [str(lease)] * calls
     assert bool(caplog.messages) is (len(troubles) >= calls)
+
+
+def test_the_slots_of_processes_that_died_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the notes they left; not those of processes that live, or of other machines."""
+    given_back: list[str] = []
+
+    def post(path: str, body: dict[str, Any]) -> httpx.Response:
+        if path == "increment-with-lease":
+            answer = {"limits": [{"name": "denoise here cpu"}], "lease_id": str(lease)}
+            return httpx.Response(200, json=answer, request=httpx.Request("POST", "http://there"))
+        given_back.append(body["lease_id"])
+        return httpx.Response(204, request=httpx.Request("POST", "http://there"))
+
+    monkeypatch.setattr(admission, "_post", post)
+    lease, dead, far = uuid4(), uuid4(), uuid4()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    of_the_dead = tmp_path / f"lease-{socket.gethostname()}-{gone.pid}-{dead}"
+    of_the_far = tmp_path / f"lease-elsewhere-{gone.pid}-{far}"
+    of_the_dead.touch()
+    of_the_far.touch()
+    with admission.admitted("denoise here cpu", notes=tmp_path):
+        assert len(list(tmp_path.iterdir())) == 3
+        admission.give_back_of_the_dead(tmp_path)
+        assert given_back == [str(dead)]
+        assert not of_the_dead.exists()
+        assert len(list(tmp_path.iterdir())) == 2
+    assert given_back == [str(dead), str(lease)]
+    assert list(tmp_path.iterdir()) == [of_the_far]

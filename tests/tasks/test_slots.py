@@ -133,7 +133,7 @@ def test_a_process_hands_its_slot_on_without_asking_again(settings: Settings, mo
     asked: list[str | None] = []
 
     @contextmanager
-    def admitted(limit: str | None) -> Iterator[None]:
+    def admitted(limit: str | None, *, notes: Path | None) -> Iterator[None]:
         asked.append(limit)
         yield
         asked.append(None)
@@ -170,7 +170,7 @@ def test_nothing_is_offered_to_a_fit_that_waits_for_the_server(
     asking, may_have = threading.Event(), threading.Event()
 
     @contextmanager
-    def admitted(limit: str | None) -> Iterator[None]:
+    def admitted(limit: str | None, *, notes: Path | None) -> Iterator[None]:
         if threading.current_thread().name == "second":
             asking.set()
             may_have.wait(30)

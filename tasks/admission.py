@@ -85,11 +85,11 @@ def admitted(limit: str | None, *, notes: Path | None = None) -> Iterator[None]:
 def give_back_of_the_dead(notes: Path) -> None:
     """Give back the slots of processes of this machine that died holding them, by their notes in the folder."""
     of_here = f"{_NOTE}{socket.gethostname()}-"
-    for note in notes.glob(f"{_NOTE}*"):
-        pid, _, lease = note.name.removeprefix(of_here).partition("-")
-        if note.name.startswith(of_here) and pid.isdecimal() and not _lives(int(pid)):
-            _release(UUID(lease), "of a worker that died")
-            with suppress(OSError):
+    with suppress(OSError):  # the leases run out by themselves
+        for note in notes.glob(f"{_NOTE}*"):
+            pid, _, lease = note.name.removeprefix(of_here).partition("-")
+            if note.name.startswith(of_here) and pid.isdecimal() and not _lives(int(pid)):
+                _release(UUID(lease), "a worker that died")
                 note.unlink(missing_ok=True)
 
 

@@ -62,8 +62,8 @@ def showing_life(settings: Settings) -> Iterator[None]:
         with beside(show, "signs-of-life"):
             yield
     finally:
-        for left_by_the_dead in settings.run_folder.glob(f"{_WORK}*"):
-            with suppress(OSError):
+        with suppress(OSError):
+            for left_by_the_dead in settings.run_folder.glob(f"{_WORK}*"):
                 left_by_the_dead.unlink(missing_ok=True)
 
 
@@ -148,7 +148,9 @@ class Waiting:
         if now - self._looked < 1.0:
             return self._told
         self._looked = now
-        heard = {path.name: _read(path, "utf-8") for path in self._folder.glob(f"{_WORK}*")}
+        heard: dict[str, str | None] = {}
+        with suppress(OSError):  # of a share that does not answer: the chunks find that
+            heard = {path.name: _read(path) for path in self._folder.glob(f"{_WORK}*")}
         earlier = self._heard
         self._heard = {
             name: earlier[name] if name in earlier and earlier[name][0] == words else (words, now)
@@ -160,10 +162,10 @@ class Waiting:
         return self._told
 
 
-def _read(path: Path, encoding: str = "ascii") -> str | None:
+def _read(path: Path) -> str | None:
     """What was written there last; the empty string where the file was taken away, ``None`` where that cannot be told."""
     try:
-        return path.read_text(encoding=encoding) or None
+        return path.read_text(encoding="utf-8") or None
     except FileNotFoundError:
         return ""
     except OSError:

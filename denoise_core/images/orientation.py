@@ -31,8 +31,8 @@ def orientation(file: BinaryIO) -> int:
     import PIL.Image
 
     with suppress(Exception), PIL.Image.open(file) as image:  # whatever is wrong with its metadata
-        exif = PIL.Image.Exif()
-        if image.format == "PNG":
+        if image.format == "PNG":  # whose getexif() decodes the pixels to look behind them
+            exif = PIL.Image.Exif()
             exif.load(image.info.get("exif", b""))
         else:
             exif = image.getexif()

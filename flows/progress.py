@@ -143,7 +143,7 @@ class Watch:
             self._done += row["status"] == DONE
             self._failed += row["status"] == FAILED
         part, waiting = activity.glance()
-        if self._workers is not None:
+        if waiting is None and self._workers is not None:
             waiting = self._workers.glance()
         seconds = time.perf_counter() - self._started
         progress = Progress(self._total, self._done, self._failed, part, seconds, waiting)

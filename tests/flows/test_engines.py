@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import psutil
@@ -33,7 +35,7 @@ from flows.config_files import ConfigError, build
 from flows.denoise_directory import _verdict
 from flows.engine import MOST_TRIES, Deaths, EngineLost, WorkerDied
 from flows.errors import StartError
-from flows.progress import Summary
+from flows.progress import Summary, Watch, listening
 from tasks import activity, ledger, table, worker
 from tasks.faults import interrupt
 from tasks.ledger import Part
@@ -210,6 +212,39 @@ def test_a_run_says_what_its_workers_wait_for(settings: Settings, monkeypatch: p
     assert waiting.glance() is not None
     monkeypatch.setattr(worker, "_FORGOTTEN_SECONDS", 0.0)
     until(lambda: waiting.glance() is None)
+
+
+@pytest.mark.parametrize(("device", "needs"), [("cpu", {}), ("cuda:0", {"GPU": 1})])
+def test_a_chunk_says_to_dask_that_it_needs_a_gpu(settings: Settings, device: str, needs: dict[str, int]) -> None:
+    dask = pytest.importorskip("dask")
+    pytest.importorskip("prefect_dask")
+    seen: list[Any] = []
+
+    def submit(*_: Any, **__: Any) -> Any:
+        seen.append(dask.get_annotations()["resources"])
+        return SimpleNamespace(task_run_id=uuid4(), add_done_callback=lambda _: None)
+
+    engine = object.__new__(dask_engine._Dask)
+    engine._check_connected = lambda: None  # type: ignore[attr-defined]
+    engine._runner = SimpleNamespace(client=SimpleNamespace(submit=submit))  # type: ignore[assignment]
+    engine.submit(None, {"settings": replace(settings, device=replace(settings.device, name=device))})
+    assert seen == [needs]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_what_the_run_itself_waits_for_comes_before_its_workers_waits(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.run_folder.mkdir(parents=True)
+    told: list[str | None] = []
+    monkeypatch.setattr(worker.Waiting, "glance", lambda _: "a slot (9 s so far)")
+    watch = Watch(settings, 1)
+    with listening(lambda progress: told.append(progress.waiting)):
+        watch.show(ended=False)
+        monkeypatch.setattr(activity, "_TOLD_SECONDS", 0.0)
+        with activity.waiting("a Dask worker"):
+            watch.show(ended=False)
+    assert told == ["a slot (9 s so far)", "a Dask worker (0 s so far)"]
 
 
 # --- whole runs ---

@@ -159,6 +159,8 @@ def look(config: CompareConfig) -> Scan:
         config.input.resolve(),
         config.output.resolve(),
         max_pixels=int(config.max_megapixels * 1e6),
+        axes=config.axes,
+        channels=config.channels.value,
         config_digest="",
         redo=True,
         reference=None if config.reference is None else config.reference.resolve(),

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from flows.choices import PRESETS, MethodChoice, OnExisting, Preset, Scope
+from flows.choices import PRESETS, Channels, MethodChoice, OnExisting, Preset, Scope
 from flows.config import RunConfig, check_run_options
 from flows.config_files import to_toml
 from flows.form import for_the_form
@@ -110,6 +110,8 @@ class CompareConfig(BaseModel):
     clip_noise: bool = _as_in_a_run("clip_noise")
     reference: Path | None = _as_in_a_run("reference")
     crop: int | None = _as_in_a_run("crop")
+    axes: str | None = _as_in_a_run("axes")
+    channels: Channels = _as_in_a_run("channels")
     protocol: Protocol = Field(
         default=Protocol.OWN,
         description="zsn2n-paper: as ZS-N2N was published, 256 x 256 centre crops at gauss:10, 25, 50 (clipped) and "
@@ -239,6 +241,8 @@ class CompareConfig(BaseModel):
             clip_noise=self.clips(noise),
             reference=self.reference,
             crop=self.crop,
+            axes=self.axes,
+            channels=self.channels,
             seed=seed,
             device=self.device,
             slots=self.slots,

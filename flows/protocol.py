@@ -50,6 +50,8 @@ def protocol_of(config: CompareConfig, found: Scan, device: Device, rows: Sequen
         "software": f"denoise-flows {__version__}",
         "images": len(found.todo),
         "crop": config.crop,
+        "axes": config.axes,
+        "channels": config.channels.value,
         "noise": [{"noise": noise, "clipped": config.clips(noise)} for noise in config.noises],
         "seeds": list(range(config.seed, last + 1)),
         "methods": list(config.methods),
@@ -68,6 +70,7 @@ def protocol_of(config: CompareConfig, found: Scan, device: Device, rows: Sequen
         ),
         "notes": [
             f"{len(found.todo)} images of {config.input.resolve().name}, {crop}.",
+            *_arranged(config),
             noise,
             f"{seeds} for noise and fits. Every fit's last iterate: no clean image takes part in any choice.",
             "The noise level is told to no method.",
@@ -94,6 +97,16 @@ def _scoring(sources: Sequence[Source]) -> str:
         f"PSNR and SSIM of the pixels {written}, {own}; PSNR over all pixels and channels, SSIM with a Gaussian window "
         "(σ 1.5), mean over channels. Noisy images are scored unrounded."
     )
+
+
+def _arranged(config: CompareConfig) -> list[str]:
+    """What was said of the axes, where something was."""
+    axes = [] if config.axes is None else [f"The images' axes are taken for {config.axes}."]
+    channels = {
+        "joint": "All channels are denoised together.",
+        "separate": "Each channel and colour is denoised by itself.",
+    }
+    return [*axes, *(text for value, text in channels.items() if config.channels == value)]
 
 
 def _sides(source: Source) -> tuple[int, int]:

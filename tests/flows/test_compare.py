@@ -375,6 +375,37 @@ def test_a_reference_stacks_deep_images_and_a_crop(
     assert "<strong>clean</strong>" in (tmp_path / "out" / "comparison.html").read_text()
 
 
+def test_axes_and_channels_are_those_of_a_run(tmp_path: Path, photo: np.ndarray) -> None:
+    """Planes without axes, taken for channels: together as `denoise run` takes them, and not as by themselves."""
+    planes = np.moveaxis(photo[0:48, 180:240], -1, 0)
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "t.tif", planes, photometric="minisblack")
+    common = ["--noise", "gauss:25", "--axes", "CYX"]
+    made = {}
+    for channels in ("joint", "separate"):
+        out = tmp_path / channels
+        assert compare(tmp_path / "in", out, "--methods", "nl-bayes", *common, "--channels", channels) == 0
+        (row,) = rows_of(out)
+        made[channels] = tifffile.imread(out / row["output"])
+        notes = json.loads((out / comparison.PROTOCOL).read_text())["notes"]
+        assert "The images' axes are taken for CYX." in notes
+        assert ("All channels are denoised together." in notes) == (channels == "joint")
+        assert ("Each channel and colour is denoised by itself." in notes) == (channels == "separate")
+    run = ["run", tmp_path / "in", tmp_path / "run", "--method", "nl-bayes", *common, "--channels", "joint"]
+    assert main([*map(str, run)]) == 0
+    assert np.array_equal(made["joint"], tifffile.imread(tmp_path / "run" / "images" / "t.tif"))
+    assert not np.array_equal(made["joint"], made["separate"])
+
+
+def test_a_file_with_other_axes_than_those_said_is_a_failed_row(photos: Path, tmp_path: Path) -> None:
+    assert compare(photos, tmp_path / "out", "--methods", "none", "--noise", "gauss:25", "--axes", "TYX") == 2
+    tifffile.imwrite(photos / "t.tif", np.full((3, 40, 40), 90, np.uint8), photometric="minisblack")
+    assert compare(photos, tmp_path / "out", "--methods", "none", "--noise", "gauss:25", "--axes", "TYX") == 1
+    errors = {row["source"]: row["error"] for row in rows_of(tmp_path / "out")}
+    assert errors["t.tif"] is None
+    assert "--axes TYX does not fit" in errors["a.png"]
+
+
 def test_the_protocol_says_which_pixels_are_scored_by_which_range(tmp_path: Path, photo: np.ndarray) -> None:
     grey, folder = photo[0:64, 180:250, 1], tmp_path / "in"
     folder.mkdir()

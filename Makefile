@@ -20,17 +20,21 @@ demo: $(STAMP)
 	$(BIN)/denoise run demo/input demo/output --noise gauss:25
 	@echo "Open demo/output/report.html in a browser."
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+# In two processes, each of which may take 2 GB; the tests of a file stay in one of them.
+TEST_PROCESSES ?= 2
+QUICK := $(BIN)/python -m pytest -m "not slow" -n $(TEST_PROCESSES) --dist loadfile
 
-test-all: $(STAMP)
-	$(BIN)/python -m pytest
+test: $(STAMP)
+	$(QUICK)
+
+test-all: test
+	$(BIN)/python -m pytest -m slow
 
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(QUICK)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

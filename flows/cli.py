@@ -205,7 +205,7 @@ def _add_serve(commands: Any) -> None:
 STYLIZE_OPTIONS = (
     *("input", "output", "style", "style_preset", "style_layers", "content_layers", "style_weight", "content_weight"),
     *("style_steps", "style_optimiser", "style_scale", "style_max_side", "keep_colours"),
-    *("vgg_weights", "vgg_sha256", "seed", "device", "slots", "engine", "worker_wait", "chunk", "max_megapixels"),
+    *("vgg_weights", "vgg_sha256", "device", "slots", "engine", "worker_wait", "chunk", "max_megapixels"),
     *("strict", "max_failed", "on_existing"),
 )
 

@@ -154,8 +154,12 @@ def check(config: CompareConfig, *, writes: bool = True) -> None:
 
 
 def look(config: CompareConfig) -> Scan:
-    """The images of the input; what each cell has done of them is its own ledger's matter."""
-    return scanning.scan(
+    """The images of the input; what each cell has done of them is its own ledger's matter.
+
+    Raises:
+        StartError: not one of them has a reference.
+    """
+    found = scanning.scan(
         config.input.resolve(),
         config.output.resolve(),
         max_pixels=int(config.max_megapixels * 1e6),
@@ -165,6 +169,9 @@ def look(config: CompareConfig) -> Scan:
         redo=True,
         reference=None if config.reference is None else config.reference.resolve(),
     )
+    if config.reference is not None and found.todo and all(source.reference_sha256 is None for source in found.todo):
+        raise StartError(f"--reference: no image of {config.input} has a file under its name in {config.reference}")
+    return found
 
 
 def plan(config: CompareConfig, found: Scan) -> list[Planned]:
@@ -229,8 +236,8 @@ def _work_through(cells: list[Planned]) -> list[Planned]:
             except Interrupted:
                 ended.append(planned)
                 continue
-        if isinstance(outcome, BaseException) and not interrupt.is_set():
-            error = sentence(outcome)
+        if (isinstance(outcome, BaseException) or state.is_failed()) and not interrupt.is_set():
+            error = sentence(outcome) if isinstance(outcome, BaseException) else str(state.message)
             announce(f"{what} broke off: {error}")
         ended.append(replace(planned, cell=replace(cell, error=error)))
     return ended
@@ -292,14 +299,11 @@ def _end(config: CompareConfig, found: Scan, device: Device, cells: list[Planned
     """Write what the cells have found, and say how it ended."""
     logger = get_run_logger()
     root = config.output.resolve()
-    rows = comparison.rows_of(
-        [planned.cell for planned in cells],
-        root,
-        found.todo,
-        found.refused,
-    )
-    protocol = protocol_of(config, found, device, rows)
-    protocol["notes"] += _other_cells(root, cells)
+    stopped, asked = interrupt.is_set(), [planned.cell for planned in cells]
+    rows = comparison.rows_of(asked, root, found.todo, found.refused)
+    missing = comparison.missing_of(asked, rows, found.todo, stopped=stopped)
+    protocol = protocol_of(config, found, device, rows) | {"missing_results": missing.results}
+    protocol["notes"] = [*filter(None, [missing.sentence]), *protocol["notes"], *_other_cells(root, cells)]
     provenance = {
         "software": f"denoise-flows {__version__}",
         "config": config.model_copy(update={"input": config.input.resolve(), "output": root}).to_toml(),
@@ -307,7 +311,7 @@ def _end(config: CompareConfig, found: Scan, device: Device, cells: list[Planned
     }
     comparison.write(root / comparison.TABLE, rows, provenance)
     lines, markdown, remarks = write_summary(root)
-    for remark in remarks:
+    for remark in filter(None, [missing.sentence, *remarks]):
         announce(remark)
     done = sum(row["status"] == DONE for row in rows)
     failed, different = [row for row in rows if row["status"] == FAILED], comparison.failures_of(rows)
@@ -319,7 +323,7 @@ def _end(config: CompareConfig, found: Scan, device: Device, cells: list[Planned
         done=max(0, done - earlier),
         already_done=earlier,
         failed=len(failed),
-        interrupted=interrupt.is_set(),
+        interrupted=stopped,
         seconds=round(time.perf_counter() - started, 3),
         lines=[asdict(line) for line in lines],
         table=str(root / comparison.TABLE),

@@ -185,7 +185,8 @@ class CompareConfig(BaseModel):
                 "--noise is missing, such as --noise gauss:25; or --reference, for images with noise of their own"
             )
         if self.noise and self.reference is not None:
-            raise ValueError("--noise scores against the input and --reference against other images: give one of them")
+            given = "--noise" if self.protocol is Protocol.OWN else f"--protocol {self.protocol}"
+            raise ValueError(f"{given} scores against the input and --reference against other images: give one of them")
         if self.clip_noise and not self.noise:
             raise ValueError("--clip-noise needs --noise, such as --noise gauss:25")
         if "none" in self.noise:

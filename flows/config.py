@@ -10,7 +10,7 @@ import hashlib
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -30,6 +30,9 @@ from flows.choices import (
 )
 from flows.config_files import to_toml
 from flows.form import ABSOLUTE, absolute_items, for_the_form, noise_pattern
+
+if TYPE_CHECKING:
+    from style_core import StylePreset
 
 
 class RunConfig(BaseModel):
@@ -74,9 +77,16 @@ class RunConfig(BaseModel):
         description="The input is clean: add this noise first and score against the input. gauss:25 is σ = 25 on the "
         "0-255 scale, brown:25 the same, correlated in space; poisson:30 is a peak of 30 photons, poisson-gauss:30/5 that and "
         "σ = 5; of a share of pixels, bernoulli:0.5 makes black, salt-pepper:0.1 black or white, impulse:0.3 a random colour, "
-        "text:0.25 covers with text; jpeg:30 is a quality; none adds nothing. A range, as gauss:5-50, draws a level an image.",
+        "text:0.25 covers with text; jpeg:30 is a quality; none adds nothing. A range, as gauss:5-50, draws a level an image. "
+        "255 stands for the whole range of 8- and 16-bit data types (65535, of int16 too), for floats and 32-bit integers for "
+        "the image's own, from its least to its greatest value; the peak is at the upper end of it, and intensity 0 has no "
+        "photons.",
     )
-    clip_noise: bool = Field(default=False, description="Clip the noisy image to the value range of its data type.")
+    clip_noise: bool = Field(
+        default=False,
+        description="Clip the noisy image to the value range of its data type; floats and 32-bit integers to the clean image's "
+        "own range.",
+    )
     save_noisy: bool = Field(
         default=False,
         description="Also write the noisy images, to OUTPUT/noisy; with --style and --noise they always are.",
@@ -324,17 +334,25 @@ class RunConfig(BaseModel):
         return MethodChoice.ZS_N2N.value if self.preset is Preset.PAPER else MethodChoice.ZS_FIT.value
 
     @property
-    def style_changes(self) -> dict[str, Any]:
-        """What of the style preset is another value by option, under the names of :class:`style_core.StylePreset`."""
+    def _style_preset(self) -> StylePreset:
         from style_core import PRESETS as STYLE_PRESETS
 
-        preset = STYLE_PRESETS[self.style_preset.value]
+        return STYLE_PRESETS[self.style_preset.value]
+
+    @property
+    def style_changes(self) -> dict[str, Any]:
+        """What of the style preset is another value by option, under the names of :class:`style_core.StylePreset`."""
+        preset = self._style_preset
         given = {field: getattr(self, option) for option, field in OF_STYLE_PRESET.items()}
         return {
             field: value.value if isinstance(value, StrEnum) else value
             for field, value in given.items()
             if value is not None and value != getattr(preset, field)
         }
+
+    @property
+    def _only_paints(self) -> bool:
+        return bool(self.style) and self.resolved_method == MethodChoice.NONE and self.noise == "none"
 
     @property
     def saves_noisy(self) -> bool:
@@ -379,7 +397,7 @@ class RunConfig(BaseModel):
             "noise": self.noise,
             "clip_noise": self.clip_noise,
             "crop": self.crop,
-            "seed": self.seed,
+            "seed": 0 if self._only_paints else self.seed,  # of a painting it is in the style's digest
             "scope": self.scope.value if self.resolved_method == MethodChoice.ZS_FIT else None,
             "model": None if self.model is None else _content(self.model),
             "reference": None if self.reference is None else str(self.reference.absolute()),
@@ -399,7 +417,7 @@ class RunConfig(BaseModel):
             "max_side": self.style_max_side,
             "keep_colours": self.keep_colours,
             "weights": self.vgg_weights if self.vgg_weights == DOWNLOAD else content(Path(str(self.vgg_weights))),
-            "seed": self.seed,
+            "seed": self.seed if self._style_preset.start == "noise" else 0,
         }
         if changes := self.style_changes:
             decides["changes"] = changes

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from tasks import ledger, table
 from tasks.table import COLUMNS, DONE, FAILED, Column, Row
@@ -41,6 +42,10 @@ COMPARISON_COLUMNS = (
 )
 
 
+BROKEN = "RunBroken"
+"""The error type of an image that a cell had not done when it broke off."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One method at one noise and seed: where its run wrote, and which configuration is asked for."""
@@ -67,17 +72,22 @@ def rows_of(cells: Iterable[Cell], root: Path, sources: Sequence[Source], refuse
         for source in sources:
             name = table.text(source.name)
             found = latest.get(name)
-            current = found is not None and found.get("source_sha256") in {source.sha256, None}
-            if found is not None and current and found.get("config_digest") == cell.config_digest:
+            if found is not None and _is_current(found, source, cell):
                 mine.append(found | {"crop": cell.crop if is_cropped(source, cell.crop) else None})
             elif cell.error is not None:
-                mine.append({"source": name, "status": FAILED, "error_type": "RunBroken", "error": cell.error})
+                mine.append({"source": name, "status": FAILED, "error_type": BROKEN, "error": cell.error})
         seconds = _fit_seconds(cell.output)
         uses = Counter(row.get("model_sha256") for row in mine)
         shares = {sha256: seconds[sha256] / uses[sha256] for sha256 in seconds if uses[sha256]}
         rows += [_row(cell, row, root, shares) for row in mine]
         rows += [_row(cell, row, root, {}) for row in refused if row["status"] == FAILED]
     return rows
+
+
+def _is_current(row: Row, source: Source, cell: Cell) -> bool:
+    """Whether a row of the ledger is of these very files and of the configuration that is asked for."""
+    asked = (source.sha256, source.reference_sha256, cell.config_digest)
+    return (row.get("source_sha256"), row.get("reference_sha256"), row.get("config_digest")) == asked
 
 
 def is_cropped(source: Source, crop: int | None) -> bool:
@@ -144,22 +154,77 @@ def failures_of(rows: Sequence[Row]) -> list[Failure]:
     for row in rows:
         if row["status"] == FAILED:
             groups.setdefault((str(row["source"]), str(row["error"])), []).append(row)
-    cells = {(row["candidate"], row["noise"], row["seed"]) for row in rows}
-    found = []
-    for (source, error), group in groups.items():
-        parts = [
-            _where([str(row[name]) for row in group], {str(cell[n]) for cell in cells}) for n, name in enumerate(_CELL)
-        ]
-        where = " at ".join(part for part in parts[:2] if part)
-        where += f"{', ' * bool(where)}seed {parts[2]}" if parts[2] else ""
-        found.append(Failure(source, error, len(group), where or "every method"))
+    cells = {_place(row) for row in rows}
+    found = [
+        Failure(source, error, len(group), _where([_place(row) for row in group], cells) or "every method")
+        for (source, error), group in groups.items()
+    ]
     return sorted(found, key=lambda failure: -failure.cells)
 
 
-_CELL = ("candidate", "noise", "seed")
+@dataclass(frozen=True)
+class Missing:
+    """How many results a comparison lacks, and that in a sentence: which, and why; the empty one where it lacks none."""
+
+    results: int
+    sentence: str
 
 
-def _where(here: Sequence[str], everywhere: set[str]) -> str:
+def missing_of(cells: Sequence[Cell], rows: Iterable[Row], sources: Sequence[Source], *, stopped: bool) -> Missing:
+    """What was not made of the results of all images in all cells; `stopped` by the user."""
+    names = {table.text(source.name) for source in sources}
+    made = Counter(_place(row) for row in rows if row["source"] in names and row["error_type"] != BROKEN)
+    everywhere = [(cell.candidate, cell.noise, cell.seed) for cell in cells]
+    left = {place: len(names) - made[place] for place in everywhere if made[place] < len(names)}
+    if not left:
+        return Missing(0, "")
+    why = ["it was stopped"] * stopped
+    if errors := [cell.error for cell in cells if cell.error is not None]:
+        why.append(f"{len(errors)} of {len(cells)} cells broke off ({shorten(errors[0], 200, placeholder=' …')})")
+    since = f", since {' and '.join(why)}" if why else ""
+    number = sum(left.values())
+    return Missing(
+        number,
+        f"Not complete{since}; {number} of {len(cells) * len(names)} results are missing"
+        f"{_places(left, everywhere, len(names))}. The same command goes on with them.",
+    )
+
+
+def _places(left: Mapping[Place, int], everywhere: Sequence[Place], images: int) -> str:
+    """Where so many of the images are missing: cell by cell where these are few, or what they have in common."""
+    if len(everywhere) == 1:
+        return ""
+    if len(left) <= MOST_PLACES:
+        return ": " + "; ".join(f"{_where([place], everywhere)} ({count} of {images})" for place, count in left.items())
+    common = _where(list(left), everywhere)
+    return f", in {len(left)} of {len(everywhere)} cells{common and f': {common}'}"
+
+
+MOST_PLACES = 3  # named one by one
+MOST_NAMES = 6  # of methods, noises or seeds; more are counted
+
+Place = tuple[str, str, int]  # method, noise and seed
+
+
+def _place(row: Row) -> Place:
+    return row["candidate"], row["noise"], row["seed"]
+
+
+def _where(here: Collection[Place], everywhere: Collection[Place]) -> str:
+    """Which methods, noises and seeds these are; the empty string where it is all of them."""
+    method, noise, seed = (
+        _which([place[n] for place in here], {place[n] for place in everywhere}, kind)
+        for n, kind in enumerate(("method", "noise", "seed"))
+    )
+    return ", ".join(filter(None, (" at ".join(filter(None, (method, noise))), seed)))
+
+
+def _which(here: Sequence[str | int], everywhere: Collection[str | int], kind: str) -> str:
     """Which of the methods, noises or seeds; the empty string for all of them."""
     some = list(dict.fromkeys(here))
-    return "" if len(some) == len(everywhere) else ", ".join(some)
+    if len(some) == len(everywhere):
+        return ""
+    if len(some) > MOST_NAMES:
+        return f"{len(some)} of {len(everywhere)} {kind}s"
+    told = ", ".join(map(str, some))
+    return f"seed{'s' * (len(some) > 1)} {told}" if kind == "seed" else told

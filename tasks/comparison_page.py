@@ -49,7 +49,9 @@ def write_summary(root: Path) -> tuple[list[Line], str, list[str]]:
         (root / SHEET).unlink(missing_ok=True)  # of an earlier comparison
     several = any(line.seeds > 1 for line in lines)
     failures = comparison.failures_of(rows)
-    counted = (f"{len(candidates)} methods", f"{len(noises)} kinds of noise", f"{protocol['images']} images")
+    counted = [f"{len(candidates)} methods", f"{len(noises)} kinds of noise", f"{protocol['images']} images"]
+    if missing := protocol.get("missing_results"):
+        counted.append(f"not complete: {missing} results missing")
     page = template("comparison.html.j2").render(
         title=f"Compared: {Path(str(config['input'])).name}",
         run_line=" · ".join((*counted, protocol["software"])),

@@ -72,14 +72,14 @@ def _widened(low: float, high: float, least: float, share: float) -> tuple[float
 
 
 def _front(at: Sequence[tuple[str, float, float]]) -> str:
-    """The points of the methods that none beats in both, as an SVG path of steps: better for more time."""
+    """The points of the methods that none beats in both, as an SVG path of steps: better for more time; empty of one."""
     path: list[str] = []
     best = math.inf
     for _, x, y in sorted(at, key=lambda point: (point[1], point[2])):
         if y < best:
             path.append(f"M {x} {y}" if not path else f"H {x} V {y}")
             best = y
-    return " ".join(path)
+    return " ".join(path) if len(path) > 1 else ""
 
 
 def _labels(at: Sequence[tuple[str, float, float]]) -> dict[str, dict[str, Any]]:

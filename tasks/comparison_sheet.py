@@ -80,7 +80,7 @@ def _strip(source: str, noise: str, rows: Sequence[Row], root: Path, config: Map
         other = decode(read_below(Path(config["reference"]), name_of(source)), max_pixels=most)
         clean, noisy = intensities.unit(cropped(other, config.get("crop")).pixels), unit
     else:
-        clean, noisy = unit, noise_again(unit, rows[0], clip=rows[0]["clip_noise"])
+        clean, noisy = unit, noise_again(intensities, unit, rows[0], clip=rows[0]["clip_noise"])
     named = [("clean", "", intensities.of_file(clean)), ("noisy", _score(rows[0], "noisy"), intensities.of_file(noisy))]
     for row in rows:
         pixels = decode((root / name_of(row["output"])).read_bytes(), max_pixels=most).pixels

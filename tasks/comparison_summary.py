@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from tasks.table import DONE, FAILED, Row
 
 NOISY = "noisy"
+NOT_SCORED = "not scored: "  # as `load` begins its remark
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,38 @@ def summarise(
 ) -> tuple[list[Line], list[str]]:
     """A line for every noise and method, the noisy images first; and in sentences what could not be compared."""
     lines: list[Line] = []
-    left_out: Counter[str] = Counter()
+    left_out: list[str] = []
+    without_means: list[str] = []
+    without_ssim = 0
     for noise in noises:
         here = [row for row in rows if row["noise"] == noise]
         done = {
             name: {_pair(row): row for row in here if row["candidate"] == name and _scored(row)} for name in candidates
         }
         some = [set(found) for found in done.values() if found]
-        common = sorted(set.intersection(*some)) if some else []
-        for pair in sorted({_pair(row) for row in here} - set(common)):
-            left_out[_why_left_out([row for row in here if _pair(row) == pair])] += 1
+        shared = set.intersection(*some) if some else set()
+        common, others = sorted(shared), sorted({_pair(row) for row in here} - shared)
+        left_out += [_why_left_out([row for row in here if _pair(row) == pair]) for pair in others]
+        averaged = [row for row in here if row["status"] == DONE and _pair(row) in shared]
+        without_ssim += len({_pair(row) for row in averaged if row["ssim_denoised"] is None})
+        perfect = dict.fromkeys(row["candidate"] for row in averaged if not _scored(row))
+        without_means += [
+            f"{name} has no mean PSNR at {noise_name(noise)}: its results are the clean images." for name in perfect
+        ]
         found = [_line(noise, name, here, done[name], common) for name in candidates]
         lines.append(_noisy_line(noise, next((done[name] for name in candidates if done[name]), {}), common))
         lines += _ranked(found, done, common, against)
-    return lines, [f"{count} × left out of the means: {why}." for why, count in left_out.most_common()]
+    told = [*(f"{count} × left out of the means: {why}." for why, count in _alike(left_out)), *without_means]
+    if without_ssim:
+        told.append(
+            f"{without_ssim} × left out of the means of SSIM, though n counts it: an image less than 11 pixels high or wide."
+        )
+    return lines, told
 
 
 def _scored(row: Row) -> bool:
-    return row["status"] == DONE and row["psnr_denoised_db"] is not None
+    """Whether the row counts: noisy and denoised images are averaged over the same ones."""
+    return row["status"] == DONE and row["psnr_noisy_db"] is not None and row["psnr_denoised_db"] is not None
 
 
 def _why_left_out(rows: Sequence[Row]) -> str:
@@ -72,9 +87,26 @@ def _why_left_out(rows: Sequence[Row]) -> str:
     unscored = [row for row in rows if not _scored(row)]
     if not unscored:
         return "an image at one noise and seed that is not done by every method yet"
-    if all(row["ssim_denoised"] is None for row in unscored):
-        return "an image without a clean one to score it against"
+    if all(row["data_range"] is None for row in unscored):
+        return f"an image that is not scored: {_why_not_scored(unscored[0])}"
+    if any(row["psnr_noisy_db"] is None for row in unscored):
+        return "an image whose noisy pixels equal the clean ones, so that their PSNR is infinite"
     return "an image of which a result equals the clean one, so that its PSNR is infinite"
+
+
+def _why_not_scored(row: Row) -> str:
+    """The reason that the row's note gives."""
+    reasons = [part for part in (row["note"] or "").split("; ") if part.startswith(NOT_SCORED)]
+    return reasons[0].removeprefix(NOT_SCORED) if reasons else "the clean image has no finite data range above 0"
+
+
+def _alike(sentences: Iterable[str]) -> list[tuple[str, int]]:
+    """Each sentence and how often it is there, the commonest first; those alike but for figures and quotations are one."""
+    groups: dict[str, list[str]] = {}
+    for sentence in sentences:
+        groups.setdefault(re.sub(r"\d+|'[^']*'", "#", sentence), []).append(sentence)
+    told = [(f"{group[0]}{', and the like' if len(set(group)) > 1 else ''}", len(group)) for group in groups.values()]
+    return sorted(told, key=lambda one: -one[1])
 
 
 Pair = tuple[str, int]

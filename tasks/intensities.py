@@ -8,6 +8,7 @@ import numpy as np
 
 from denoise_core.images import Scale, changed, fill_missing, find_missing, from_float, own_scale, to_float, with_tails
 from denoise_core.methods import intensity_range
+from denoise_core.noise import Photons
 from tasks.arrangement import Arrangement
 
 
@@ -19,12 +20,14 @@ class Intensities:
     own, from the 0.1st to the 99.9th percentile (wider where that holds next to nothing of a mostly empty image), or from the
     least to the greatest value of images that are clean.
     `missing` (planes, H, W, C) is where pixels are NaN, infinite or too large to compute with; None where none are.
+    `peaks` are the greatest values of the stacks, where they are clean and the data type's range is not the unit scale.
     """
 
     arrangement: Arrangement
     dtype: np.dtype
     scales: tuple[Scale, ...]
     missing: np.ndarray | None
+    peaks: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, pixels: np.ndarray, arrangement: Arrangement, *, clean: bool) -> tuple[Intensities, np.ndarray]:
@@ -36,8 +39,9 @@ class Intensities:
         stacks = [arrangement.stack(number) for number in range(arrangement.stacks)]
         missing = find_missing(planes)
         filled = _filled(planes, missing)
-        scales = [Scale(*intensity_range(filled[stack])) for stack in stacks]
+        scales, peaks = [Scale(*intensity_range(filled[stack])) for stack in stacks], None
         if clean:
+            peaks = tuple(float(filled[stack].max()) for stack in stacks)
             scales = [_whole(filled[stack], scale) for stack, scale in zip(stacks, scales, strict=True)]
         else:
             scales = [with_tails(filled[stack], scale) for stack, scale in zip(stacks, scales, strict=True)]
@@ -47,7 +51,7 @@ class Intensities:
                 for stack, lost in zip(stacks, each, strict=True):
                     missing[stack] = False if lost is None else lost
                 filled = _filled(planes, missing)
-        found = cls(arrangement, planes.dtype, tuple(scales), missing)
+        found = cls(arrangement, planes.dtype, tuple(scales), missing, peaks)
         return found, found._unit(filled)
 
     def told_missing(self, pixels: np.ndarray) -> list[str]:
@@ -61,6 +65,17 @@ class Intensities:
     def own(self) -> Scale | None:
         """The range of the data type, where that is the unit scale."""
         return own_scale(self.dtype)
+
+    @property
+    def photons(self) -> Photons:
+        """Where no photons and the most of them are on the unit scale, for each plane: intensity 0, and the greatest one.
+
+        That is the data type's, or where its range is not the unit scale the clean stack's.
+        """
+        peaks = [scale.high for scale in self.scales] if self.peaks is None else self.peaks
+        ends = [to_float(np.array([0.0, peak]), scale) for peak, scale in zip(peaks, self.scales, strict=True)]
+        dark, bright = np.repeat(np.array(ends, np.float64), self.arrangement.frames, axis=0).T
+        return Photons(dark.reshape(-1, 1, 1, 1), bright.reshape(-1, 1, 1, 1))
 
     def unit(self, pixels: np.ndarray) -> np.ndarray:
         """Other pixels of the same shape and type as float32 planes on the same scales."""

@@ -273,14 +273,16 @@ def _made_again(
         clean = intensities.filled(image.pixels)
     if row["noise"] == "none":
         return intensities.of_file(clean)[number], None
-    noisy = noise_again(clean, row, clip=bool(config.get("clip_noise")))
+    noisy = noise_again(intensities, clean, row, clip=bool(config.get("clip_noise")))
     return intensities.of_file(noisy)[number], intensities.of_file(clean)[number]
 
 
-def noise_again(clean: npt.NDArray[np.float32], row: Row, *, clip: bool) -> npt.NDArray[np.float32]:
+def noise_again(
+    intensities: Intensities, clean: npt.NDArray[np.float32], row: Row, *, clip: bool
+) -> npt.NDArray[np.float32]:
     """The noisy planes (N, H, W, C) that a row's run made of clean ones, on the unit scale."""
     rng = noise.rng(int(row["seed"]), name_of(row["source"]))
-    return noise.add(clean, noise.parse(row["noise"]), rng, clip=clip)
+    return noise.add(clean, noise.parse(row["noise"]), rng, clip=clip, photons=intensities.photons)
 
 
 def _caption(row: Row) -> str:

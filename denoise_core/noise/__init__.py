@@ -5,7 +5,7 @@ returns the noisy image, the pixels that were hit and the levels that were drawn
 """
 
 from denoise_core.noise.corrupt import Corrupted, Pixels, add, corrupt, rng
-from denoise_core.noise.kinds import KINDS, Mask
+from denoise_core.noise.kinds import KINDS, Mask, Photons
 from denoise_core.noise.spec import Level, Noise, parse
 
-__all__ = ["KINDS", "Corrupted", "Level", "Mask", "Noise", "Pixels", "add", "corrupt", "parse", "rng"]
+__all__ = ["KINDS", "Corrupted", "Level", "Mask", "Noise", "Photons", "Pixels", "add", "corrupt", "parse", "rng"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from denoise_core.noise.kinds import KINDS, Mask
+from denoise_core.noise.kinds import KINDS, UNIT, Mask, Photons
 from denoise_core.noise.spec import Noise
 
 Pixels = npt.NDArray[np.float32]
@@ -40,16 +40,19 @@ def rng(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32).tolist())
 
 
-def corrupt(clean: Pixels, noise: Noise, rng: np.random.Generator, *, clip: bool = False) -> Corrupted:
+def corrupt(
+    clean: Pixels, noise: Noise, rng: np.random.Generator, *, clip: bool = False, photons: Photons = UNIT
+) -> Corrupted:
     """Add noise to an image (H, W) or (H, W, C), or to the frames of a stack (F, H, W, C), with values in [0, 1].
 
     Frames get independent noise of one level. The result leaves [0, 1] where the noise does, as in the literature's
-    unclipped protocol, unless `clip` is set.
+    unclipped protocol, unless `clip` is set. `photons` are the values of no photons and of λ, for the kinds that count them:
+    pixels below the former get no Poisson noise.
 
     Raises
     ------
     ValueError
-        For Poisson noise on negative or NaN pixels, JPEG on sides above 65,500 pixels, and an array of another shape.
+        For Poisson noise on NaN pixels, JPEG on sides above 65,500 pixels, and an array of another shape.
     """
     shape = clean.shape
     if not 2 <= len(shape) <= 4:
@@ -57,12 +60,13 @@ def corrupt(clean: Pixels, noise: Noise, rng: np.random.Generator, *, clip: bool
     one_channel = (*shape[:-1], 1) if len(shape) > 2 else shape
     stack = np.asarray(clean, dtype=np.float32).reshape((-1, *shape[-3:]) if len(shape) > 2 else (1, *shape, 1))
     spec = noise.drawn(rng)
-    noisy, mask = KINDS[spec.kind].draw(stack, rng, *(level.low for level in spec.levels))
+    kind, levels = KINDS[spec.kind], [level.low for level in spec.levels]
+    noisy, mask = kind.draw(stack, rng, *levels, photons) if kind.counts_photons else kind.draw(stack, rng, *levels)
     if clip:
         noisy = np.clip(noisy, 0, 1)
     return Corrupted(noisy.reshape(shape), None if mask is None else mask.reshape(one_channel), spec)
 
 
-def add(clean: Pixels, noise: Noise, rng: np.random.Generator, clip: bool = False) -> Pixels:
+def add(clean: Pixels, noise: Noise, rng: np.random.Generator, clip: bool = False, photons: Photons = UNIT) -> Pixels:
     """The pixels of `corrupt`."""
-    return corrupt(clean, noise, rng, clip=clip).pixels
+    return corrupt(clean, noise, rng, clip=clip, photons=photons).pixels

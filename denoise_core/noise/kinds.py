@@ -1,8 +1,9 @@
 """The kinds of noise: how each is written, the bounds of its levels, and how it is drawn.
 
 A draw takes a clean stack (F, H, W, C), float32 in [0, 1], the image's random numbers and the levels, and returns the noisy
-stack and the mask of the pixels that it hit, (F, H, W, 1) bool; None where every pixel has its share. It never writes to
-the clean stack. All frames are independent; so are channels, where no word is said of colours or pixels.
+stack and the mask of the pixels that it hit, (F, H, W, 1) bool; None where every pixel has its share. Where photons are
+counted it also takes which values stand for how many. It never writes to the clean stack. All frames are independent; so are
+channels, where no word is said of colours or pixels.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,19 @@ Drawn = tuple[Pixels, Mask | None]
 BROWN_BLUR = 1.5
 """σ, in pixels, of the Gaussian kernel that correlates `brown` noise."""
 LONGEST_JPEG_SIDE = 65_500
+
+
+class Photons(NamedTuple):
+    """The values that stand for no photons and for λ of them: one for the whole stack, or of each frame (F, 1, 1, 1).
+
+    A frame whose `bright` is not above its `dark` has no photons.
+    """
+
+    dark: float | npt.NDArray[np.float64]
+    bright: float | npt.NDArray[np.float64]
+
+
+UNIT = Photons(0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,7 @@ class Kind:
     says: str
     parameters: tuple[Parameter, ...]
     draw: Callable[..., Drawn]
+    counts_photons: bool = False
 
     def __str__(self) -> str:
         return f"{self.example} ({self.says})"
@@ -68,17 +84,24 @@ def gauss(clean: Pixels, rng: np.random.Generator, sigma: float) -> Drawn:
     return clean + rng.standard_normal(clean.shape, dtype=np.float32) * np.float32(sigma / 255), None
 
 
-def poisson(clean: Pixels, rng: np.random.Generator, peak: float) -> Drawn:
-    """Poisson(λx)/λ: mean x, variance x/λ. ValueError for negative or NaN pixels."""
-    if not (clean >= 0).all():
-        raise ValueError("Poisson noise needs pixels of 0 and above, found negative or NaN ones.")
-    return (rng.poisson(clean * np.float64(peak)) / peak).astype(np.float32), None
+def poisson(clean: Pixels, rng: np.random.Generator, peak: float, photons: Photons = UNIT) -> Drawn:
+    """Poisson(λx)/λ, of x that is 0 at `photons.dark` and 1 at `photons.bright`: mean x, variance x/λ.
+
+    Pixels below `photons.dark` have no photons and stay as they are. ValueError for NaN.
+    """
+    if np.isnan(clean).any():
+        raise ValueError("Poisson noise needs pixels that are numbers, found NaN.")
+    dark, bright = (np.asarray(value, np.float64) for value in photons)
+    each = peak / np.where(bright > dark, bright - dark, 1.0)
+    noisy = (rng.poisson(np.maximum(clean - dark, 0) * each) / each + dark).astype(np.float32)
+    np.copyto(noisy, clean, where=clean <= dark)
+    return noisy, None
 
 
-def poisson_gauss(clean: Pixels, rng: np.random.Generator, peak: float, sigma: float) -> Drawn:
-    """Poisson(λx)/λ + N(0, (σ/255)²), photons and the camera's readout: variance x/λ + (σ/255)²."""
-    photons, _ = poisson(clean, rng, peak)
-    return gauss(photons, rng, sigma)
+def poisson_gauss(clean: Pixels, rng: np.random.Generator, peak: float, sigma: float, photons: Photons = UNIT) -> Drawn:
+    """The photons of `poisson` and the camera's readout N(0, (σ/255)²), which pixels without photons have, too."""
+    counted, _ = poisson(clean, rng, peak, photons)
+    return gauss(counted, rng, sigma)
 
 
 def bernoulli(clean: Pixels, rng: np.random.Generator, share: float) -> Drawn:
@@ -177,9 +200,14 @@ _SHARE = Parameter("the share of pixels", most=0.99)
 
 KINDS = {
     "gauss": Kind("gauss:25", "gauss:5-50", "Gaussian, σ on the 0–255 scale", (_SIGMA,), gauss),
-    "poisson": Kind("poisson:30", "poisson:5-50", "Poisson, peak λ", (_PEAK,), poisson),
+    "poisson": Kind("poisson:30", "poisson:5-50", "Poisson, peak λ", (_PEAK,), poisson, counts_photons=True),
     "poisson-gauss": Kind(
-        "poisson-gauss:30/5", "poisson-gauss:5-50/5", "both, peak λ / σ", (_PEAK, _SIGMA), poisson_gauss
+        "poisson-gauss:30/5",
+        "poisson-gauss:5-50/5",
+        "both, peak λ / σ",
+        (_PEAK, _SIGMA),
+        poisson_gauss,
+        counts_photons=True,
     ),
     "bernoulli": Kind("bernoulli:0.5", "bernoulli:0-0.95", "share of pixels set to 0", (_SHARE,), bernoulli),
     "impulse": Kind("impulse:0.3", "impulse:0-0.95", "share of pixels of a random colour", (_SHARE,), impulse),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 from PIL import Image
+from prefect.states import Failed
 
 import flows.compare
 import tasks.save
@@ -313,6 +315,55 @@ def test_stopped_and_gone_on_with(photos: Path, tmp_path: Path, monkeypatch: pyt
     assert all(again[r["source"], r["candidate"], r["noise"]] == r["created_at"] for r in some)
 
 
+def test_what_a_stop_left_undone_is_said_until_it_is_done(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the third of six images of three seeds; the one that is in work then may be finished."""
+    out = tmp_path / "out"
+    options = ["--methods", "nlm", "--noise", "gauss:25", "--seeds", 3, "--slots", 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.save, "encode", stopping_at(3))
+        assert compare(photos, out, *options) == 130
+    missing = 6 - len(rows_of(out))
+    assert 3 <= missing <= 4
+    told = f"since it was stopped; {missing} of 6 results are missing: seed 1 ({missing - 2} of 2); seed 2 (2 of 2)."
+    protocol = json.loads((out / comparison.PROTOCOL).read_text())
+    assert protocol["missing_results"] == missing
+    assert protocol["notes"][0].startswith(f"Not complete, {told}")
+    for text in (
+        (out / comparison.SUMMARY_MD).read_text(),
+        (out / "comparison.html").read_text(),
+        capsys.readouterr().err,
+    ):
+        assert told in text
+    assert f"not complete: {missing} results missing" in (out / "comparison.html").read_text()
+    assert compare(photos, out, *options) == 0
+    assert json.loads((out / comparison.PROTOCOL).read_text())["missing_results"] == 0
+    for name in (comparison.PROTOCOL, comparison.SUMMARY_MD, "comparison.html"):
+        assert "ot complete" not in (out / name).read_text(), name
+
+
+def test_what_a_broken_cell_left_undone_is_said(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the run itself does not raise, but ends as failed."""
+    run_into, options = flows.compare.run_into, ["--methods", "nlm,none", "--noise", "gauss:25"]
+
+    def failing(config: Any, **options: Any) -> Any:
+        return (
+            Failed(message="the workers went away", data=0) if config.method == "nlm" else run_into(config, **options)
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flows.compare, "run_into", failing)
+        assert compare(photos, tmp_path / "out", *options) == 1
+    told = "since 1 of 2 cells broke off (the workers went away); 2 of 4 results are missing: nlm (2 of 2)."
+    assert told in (tmp_path / "out" / comparison.SUMMARY_MD).read_text()
+    assert "nlm at gauss:25 broke off: the workers went away" in capsys.readouterr().err
+    assert compare(photos, tmp_path / "out", *options) == 0
+    assert "ot complete" not in (tmp_path / "out" / comparison.SUMMARY_MD).read_text()
+
+
 def test_a_stop_before_anything_is_done(photos: Path, tmp_path: Path) -> None:
     interrupt.set()
     try:
@@ -373,6 +424,115 @@ def test_a_reference_stacks_deep_images_and_a_crop(
         assert row["psnr_denoised_db"] > row["psnr_noisy_db"] + 3
         assert tifffile.imread(tmp_path / "out" / row["output"]).shape == (3, 40, 40)
     assert "<strong>clean</strong>" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+@pytest.fixture
+def noisy_and_clean(tmp_path: Path, photo: np.ndarray) -> tuple[Path, Path]:
+    """Two images with noise, and a third without, each with a clean one of its name."""
+    rng = np.random.default_rng(0)
+    for folder in ("noisy", "clean"):
+        (tmp_path / folder).mkdir()
+    for name, top, sigma in (("a", 0, 20), ("b", 60, 20), ("same", 200, 0)):
+        clean = photo[top : top + 64, 180:250]
+        noisy = np.clip(clean + rng.normal(0, sigma, clean.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(clean).save(tmp_path / "clean" / f"{name}.png")
+        Image.fromarray(noisy).save(tmp_path / "noisy" / f"{name}.png")
+    return tmp_path / "noisy", tmp_path / "clean"
+
+
+def test_an_image_equal_to_its_reference_costs_no_table(
+    noisy_and_clean: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy, clean = noisy_and_clean
+    out = tmp_path / "out"
+    assert compare(noisy, out, "--reference", clean, "--methods", "tv,nlm", "--json") == 0
+    lines = json.loads(capsys.readouterr().out)["lines"]
+    assert [(line["candidate"], line["images"]) for line in lines] == [("noisy", 2), ("tv", 2), ("nlm", 2)]
+    for which, line in zip(("noisy", "denoised", "denoised"), lines, strict=True):
+        mine = [
+            row for row in rows_of(out) if row["candidate"] in {line["candidate"], "tv"} and row["source"] != "same.png"
+        ]
+        mine = [row for row in mine if which == "noisy" or row["candidate"] == line["candidate"]]
+        assert line["psnr_db"] == pytest.approx(np.mean([row[f"psnr_{which}_db"] for row in mine]))
+    told = (
+        "1 × left out of the means: an image whose noisy pixels equal the clean ones, so that their PSNR is infinite."
+    )
+    assert told in (out / comparison.SUMMARY_MD).read_text()
+    assert told in (out / "comparison.html").read_text()
+    assert len(rows_of(out)) == 6
+    assert main(["report", str(out)]) == 0
+
+
+def test_noise_that_changes_no_image_is_a_table_of_dashes(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert compare(photos, out, "--noise", "salt-pepper:1e-6", "--methods", "tv,nlm", "--crop", 64) == 0
+    summary = (out / comparison.SUMMARY_MD).read_text()
+    assert "| noisy | – | – |\n| tv | – | – |" in summary
+    assert "2 × left out of the means: an image whose noisy pixels equal the clean ones" in summary
+    assert (out / "sheet.png").is_file()
+    assert main(["report", str(out)]) == 0
+
+
+def test_scores_against_earlier_references_do_not_come_back(
+    noisy_and_clean: tuple[Path, Path], tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The references change, and the run that scores against them is stopped at its second image."""
+    noisy, clean = noisy_and_clean
+    (noisy / "same.png").unlink()
+    options = ["--reference", clean, "--methods", "nlm,tv", "--slots", 1]
+    assert compare(noisy, tmp_path / "out", *options) == 0
+    for number, path in enumerate(sorted(clean.iterdir())):
+        Image.fromarray(photo[300 + number : 364 + number, 180:250]).save(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.save, "encode", stopping_at(2))
+        assert compare(noisy, tmp_path / "out", *options) == 130
+    now = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in clean.iterdir()}
+    rows = rows_of(tmp_path / "out")
+    assert 0 < len(rows) < 4
+    assert all(row["reference_sha256"] == now[row["source"]] for row in rows)
+    assert compare(noisy, tmp_path / "out", *options) == 0
+    assert len(rows_of(tmp_path / "out")) == 4
+
+
+def test_why_a_reference_was_not_used_is_said(noisy_and_clean: tuple[Path, Path], tmp_path: Path) -> None:
+    """One reference is missing, one of another size, one no image."""
+    noisy, clean = noisy_and_clean
+    Image.open(clean / "a.png").save(noisy / "whole.png")
+    Image.open(clean / "a.png").save(clean / "whole.png")
+    (clean / "a.png").unlink()
+    Image.open(clean / "b.png").crop((0, 0, 32, 32)).save(clean / "b.png")
+    (clean / "same.png").write_text("no image")
+    assert compare(noisy, tmp_path / "out", "--reference", clean, "--methods", "none") == 0
+    page, summary = ((tmp_path / "out" / name).read_text() for name in ("comparison.html", comparison.SUMMARY_MD))
+    for reason in (
+        "there is no reference under this path",
+        "the reference is (32, 32, 3) uint8, the image (64, 70, 3) uint8",
+        "the reference is not an image of a known kind",
+    ):
+        for text in (page, summary):
+            assert f"1 × left out of the means: an image that is not scored: {reason}" in text
+
+
+def test_a_reference_of_no_image_is_said_at_the_start(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    Image.open(photos / "a.png").save(clean / "other.png")
+    for dry in ([], ["--dry-run"]):
+        assert compare(photos, tmp_path / "out", "--reference", clean, "--methods", "none", *dry) == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert told == f"denoise: --reference: no image of {photos} has a file under its name in {clean}"
+    assert not (tmp_path / "out" / "cells").exists()
+    (clean / "other.png").rename(clean / "a.png")
+    assert compare(photos, tmp_path / "out", "--reference", clean, "--methods", "none") == 0
+
+
+def test_images_too_low_for_ssim_are_said(photos: Path, tmp_path: Path, photo: np.ndarray) -> None:
+    Image.fromarray(photo[100:110, 180:250]).save(photos / "low.png")
+    assert compare(photos, tmp_path / "out", "--methods", "nlm,none", "--noise", "gauss:25") == 0
+    told = "1 × left out of the means of SSIM, though n counts it: an image less than 11 pixels high or wide."
+    assert told in (tmp_path / "out" / comparison.SUMMARY_MD).read_text()
 
 
 def test_axes_and_channels_are_those_of_a_run(tmp_path: Path, photo: np.ndarray) -> None:
@@ -532,6 +692,11 @@ def test_dry_run_writes_nothing(photos: Path, tmp_path: Path, capsys: pytest.Cap
         (["--noise", "gauss:25", "--unheard-of"], "--unheard-of"),
         (["--noise", "gauss:25", "--config", "nowhere.toml"], "--config"),
         (["--noise", "gauss:25", "--device", "cuda:99"], "cuda"),
+        (["--noise", "gauss:25", "--reference", "."], "--noise scores against the input and --reference"),
+        (
+            ["--protocol", "zsn2n-paper", "--reference", "."],
+            "--protocol zsn2n-paper scores against the input and --ref",
+        ),
     ],
 )
 def test_a_bad_option(

@@ -33,6 +33,7 @@ import tasks.scan
 from denoise_core import methods
 from denoise_core.methods import zs_n2n
 from flows.cli import main
+from flows.config import RunConfig
 from tasks import ledger, table
 from tasks.faults import interrupt
 
@@ -207,6 +208,7 @@ def test_another_configuration_and_overwrite_do_everything_again(tree: Path, tmp
 
 
 def test_the_chunk_size_does_not_matter(tree: Path, tmp_path: Path) -> None:
+    tifffile.imwrite(tree / "floats.tif", tifffile.imread(tree / "deep.tif").astype(np.float32) / 65535)
     run(tree, tmp_path / "a", "--chunk", 1, "--noise", "poisson:30")
     run(tree, tmp_path / "b", "--chunk", 4, "--noise", "poisson:30")
     a, b = rows_of(tmp_path / "a"), rows_of(tmp_path / "b")
@@ -525,7 +527,6 @@ def test_a_run_of_a_deployment_refuses_relative_paths(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: dict[str, Any], said: str
 ) -> None:
     """A worker deletes the folder that it runs in, and what was written there."""
-    from flows.config import RunConfig
     from flows.denoise_directory import denoise_directory
 
     monkeypatch.chdir(tmp_path)
@@ -676,6 +677,13 @@ def test_the_report_is_rendered_again_from_the_table(
     assert main(["report", str(out)]) == 0, "without the input the page has no pictures, and is there all the same"
 
 
+def test_the_help_says_what_the_levels_of_noise_refer_to() -> None:
+    noise, clip = (str(RunConfig.model_fields[name].description) for name in ("noise", "clip_noise"))
+    for words in ("65535, of int16 too", "from its least to its greatest value", "intensity 0 has no photons"):
+        assert words in noise
+    assert "own range" in clip
+
+
 def test_levels_drawn_from_a_range_are_in_the_table(tree: Path, tmp_path: Path) -> None:
     """Whatever the order, the chunks and the slots."""
     tifffile.imwrite(
@@ -728,7 +736,7 @@ def test_a_table_that_is_damaged_or_gone_is_made_again_from_the_ledger(
     assert (out / "report.html").read_bytes() == page
 
 
-@pytest.mark.parametrize("kind", ["text:0.25", "jpeg:10-90", "poisson-gauss:30/5"])
+@pytest.mark.parametrize("kind", ["text:0.25", "jpeg:10-90", "poisson-gauss:30/5", "poisson:30"])
 def test_the_report_shows_the_noise_that_was_added(
     tree: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -740,14 +748,15 @@ def test_the_report_shows_the_noise_that_was_added(
         return make_panel(name, noisy, denoised, **options)
 
     monkeypatch.setattr(tasks.report, "make_panel", seen)
+    tifffile.imwrite(tree / "floats.tif", tifffile.imread(tree / "deep.tif").astype(np.float32))
     colour = tree / "colours.tif"
     frames = np.stack([tifffile.imread(tree / "deep.tif")] * 3)
     tifffile.imwrite(colour, np.stack([frames, frames // 2, frames // 3], axis=-1), photometric="rgb")
     assert run(tree, tmp_path / "out", "--method", "none", "--noise", kind) == 0
     rows = rows_of(tmp_path / "out")
-    assert set(shown) == set(rows) == {"colours.tif", "deep.tif", "photo.jpg", "rgb.png", "sub/grey.png"}
+    assert set(shown) == set(rows) == {"colours.tif", "deep.tif", "floats.tif", "photo.jpg", "rgb.png", "sub/grey.png"}
     for name, (noisy, denoised) in shown.items():
-        top = rows[name]["data_range"]
+        top = np.inf if name == "floats.tif" else rows[name]["data_range"]
         if name != "photo.jpg":  # which is written with losses
             assert np.abs(noisy.clip(0, top) - denoised).max() <= 0.51, name
         assert (rows[name]["corrupted_fraction"] is not None) == kind.startswith("text")

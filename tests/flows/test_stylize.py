@@ -300,6 +300,38 @@ def test_an_option_that_says_what_the_preset_says_changes_nothing(tmp_path: Path
     )
 
 
+def test_the_seed_decides_no_painting(
+    tmp_path: Path, paint: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for a preset that starts from noise, and what is added to the painting or taken from it."""
+
+    def of(seed: int, **options: Any) -> RunConfig:
+        paths = {"input": tmp_path, "output": tmp_path / "o", "style": paint, "vgg_weights": str(weights)}
+        return build({**paths, "method": "none", **options, "seed": seed}, RunConfig)
+
+    assert of(1).digest() == of(0).digest()
+    for options in ({"noise": "gauss:25"}, {"method": "zs-fit"}):
+        assert of(1, **options).style_digest() == of(0).style_digest()
+        assert of(1, **options).digest() != of(0, **options).digest()
+    from_noise = {name: replace(preset, start="noise") for name, preset in style_core.PRESETS.items()}
+    monkeypatch.setattr(style_core, "PRESETS", from_noise)
+    assert of(1).digest() != of(0).digest()
+
+
+def test_photons_of_a_painting_are_of_its_intensities(
+    tmp_path: Path, photo: np.ndarray, paint: Path, weights: Path
+) -> None:
+    """The peak is at the source's greatest value, 0 photons at intensity 0, not at its least value."""
+    folder, out = tmp_path / "floats", tmp_path / "out"
+    folder.mkdir()
+    source = photo[80:144, 200:264, 0].astype(np.float32) + 300
+    tifffile.imwrite(folder / "a.tif", source)
+    options = ["--style", paint, "--vgg-weights", weights, "--noise", "poisson:30", "--method", "none"]
+    assert main(["run", *map(str, (folder, out, *options))]) == 0
+    painted, noisy = (tifffile.imread(out / name / "a.tif").astype(np.float64) for name in ("stylized", "noisy"))
+    assert np.mean((noisy - painted) ** 2 / (painted * source.max() / 30)) == pytest.approx(1, abs=0.12)
+
+
 def test_a_painting_that_breaks_down_is_the_images_own_error(
     tree: Path, tmp_path: Path, paint: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

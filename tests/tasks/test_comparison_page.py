@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from denoise_core.images import Header
 from tasks import comparison
-from tasks.comparison import failures_of
+from tasks.comparison import BROKEN, Cell, Missing, failures_of, missing_of
 from tasks.comparison_page import write_summary
 from tasks.comparison_plot import HEIGHT, LEFT, WIDTH, _cover, plot
 from tasks.comparison_sheet import most_detailed
 from tasks.comparison_summary import NOISY, Line, summarise, to_csv, to_markdown
 from tasks.table import Row
+from tasks.work import Source
 
 NAMES = ["zs-fit", "zs-fit:best:directory", "nl-bayes", "zs-n2n:paper", "nlm", "tv"]
 
@@ -28,7 +30,8 @@ def line(name: str, psnr: float | None, seconds: float | None) -> Line:
 def row(candidate: str, source: str, psnr: float | None, *, seconds: float = 1.0, seed: int = 0) -> Row:
     values = {
         "source": source, "candidate": candidate, "noise": "gauss:25", "seed": seed, "method_seconds": seconds,
-        "psnr_noisy_db": 20.0, "psnr_denoised_db": psnr, "ssim_noisy": 0.3, "ssim_denoised": 0.8, "threads": 1,
+        "psnr_noisy_db": 20.0, "psnr_denoised_db": psnr, "ssim_noisy": 0.3, "ssim_denoised": 0.8,
+        "data_range": 255.0, "threads": 1,
         "status": "failed" if psnr is None else "done", "error": "it broke" if psnr is None else None,
     }  # fmt: skip
     return {column.name: None for column in comparison.COMPARISON_COLUMNS} | values
@@ -72,16 +75,88 @@ def test_the_spread_of_differences_is_over_images_too() -> None:
     assert "| 2 × 2 |" in told
 
 
-def test_why_an_image_is_left_out_is_said() -> None:
-    def unscored(name: str, ssim: float | None) -> Row:
-        return row("a", name, 30.0) | {"psnr_denoised_db": None, "ssim_denoised": ssim}
+NO_SCORES = dict.fromkeys(("psnr_noisy_db", "psnr_denoised_db", "ssim_noisy", "ssim_denoised", "data_range"))
 
-    rows = [unscored("same", 1.0), unscored("alone", None), row("a", "x", 30.0)]
+
+def test_why_an_image_is_left_out_is_said() -> None:
+    def unscored(name: str, note: str | None) -> Row:
+        return row("a", name, 30.0) | NO_SCORES | {"note": note}
+
+    rows = [
+        unscored("alone", "a remark; not scored: there is no reference under this path; another"),
+        unscored("cut", "not scored: the reference is (3, 4) uint8, the image (5, 6) uint8"),
+        unscored("cut too", "not scored: the reference is (7, 8) uint8, the image (9, 9) uint8"),
+        unscored("flat", None),
+        row("a", "same", 30.0) | {"psnr_denoised_db": None, "ssim_denoised": None},
+        row("a", "x", 30.0),
+    ]
     _, left_out = summarise(rows, candidates=["a"], noises=["gauss:25"], against="a")
+    not_scored = "left out of the means: an image that is not scored: "
     assert left_out == [
-        "1 × left out of the means: an image without a clean one to score it against.",
+        f"2 × {not_scored}the reference is (3, 4) uint8, the image (5, 6) uint8, and the like.",
+        f"1 × {not_scored}there is no reference under this path.",
+        f"1 × {not_scored}the clean image has no finite data range above 0.",
         "1 × left out of the means: an image of which a result equals the clean one, so that its PSNR is infinite.",
     ]
+
+
+def test_an_image_whose_noise_changed_nothing_counts_for_no_line() -> None:
+    rows = [row(name, "x", psnr) for name, psnr in (("a", 30.0), ("b", 31.0))]
+    rows += [row(name, "same", 40.0) | {"psnr_noisy_db": None} for name in ("a", "b")]
+    lines, left_out = summarise(rows, candidates=["a", "b"], noises=["gauss:25"], against="a")
+    assert [(one.psnr_db, one.images) for one in lines] == [(20.0, 1), (30.0, 1), (31.0, 1)]
+    assert left_out == [
+        "1 × left out of the means: an image whose noisy pixels equal the clean ones, so that their PSNR is infinite."
+    ]
+
+
+def test_a_method_that_gives_the_clean_image_alone_has_no_mean() -> None:
+    rows = [row("a", "x", 30.0), row("b", "x", 31.0) | {"psnr_denoised_db": None}]
+    lines, told = summarise(rows, candidates=["a", "b"], noises=["gauss:25"], against="a")
+    assert [one.psnr_db for one in lines] == [20.0, 30.0, None]
+    assert told == ["b has no mean PSNR at gauss:25: its results are the clean images."]
+
+
+def test_images_too_small_for_ssim_are_said() -> None:
+    small = {"ssim_noisy": None, "ssim_denoised": None}
+    rows = [row(name, "x", 30.0) for name in ("a", "b")] + [row(name, "low", 30.0) | small for name in ("a", "b")]
+    rows += [row("c", source, None) | NO_SCORES for source in ("x", "low")]
+    lines, told = summarise(rows, candidates=["a", "b", "c"], noises=["gauss:25"], against="a")
+    assert (lines[1].pairs, lines[1].ssim) == (2, 0.8)
+    assert told == ["1 × left out of the means of SSIM, though n counts it: an image less than 11 pixels high or wide."]
+
+
+PLACES = [(name, noise, seed) for seed in range(8) for noise in ("gauss:25", "poisson:30") for name in ("a", "b", "c")]
+
+
+def test_what_is_missing_is_said() -> None:
+    sources = [Source(name, "", Header("png", "YX", (9, 9), "uint8")) for name in ("x", "y")]
+
+    def missing(cells: int, done: int, error: str | None = None) -> Missing:
+        """Of so many cells and so many of their results, one cell after the other; the rest broke off, or was stopped."""
+        made = [(place, source.name) for place in PLACES[:cells] for source in sources]
+        rows = [row(name, source, 30.0, seed=seed) | {"noise": noise} for (name, noise, seed), source in made[:done]]
+        for (name, noise, seed), source in made[done:] if error else ():
+            rows.append(row(name, source, None, seed=seed) | {"noise": noise, "error_type": BROKEN})
+        broken = {place: error for place, _ in made[done:]}
+        asked = [Cell(*place, False, None, Path(), "", broken.get(place)) for place in PLACES[:cells]]
+        return missing_of(asked, rows, sources, stopped=error is None)
+
+    assert missing(3, 6) == Missing(0, "")
+    assert missing(1, 1).sentence == (
+        "Not complete, since it was stopped; 1 of 2 results are missing. The same command goes on with them."
+    )
+    for cells, done, said in (
+        (6, 9, "3 of 12 results are missing: b at poisson:30 (1 of 2); c at poisson:30 (2 of 2)."),
+        (12, 13, "11 of 24 results are missing, in 6 of 12 cells: seed 1."),
+        (18, 13, "23 of 36 results are missing, in 12 of 18 cells: seeds 1, 2."),
+        (48, 13, "83 of 96 results are missing, in 42 of 48 cells: 7 of 8 seeds."),
+        (48, 1, "95 of 96 results are missing, in 48 of 48 cells."),
+    ):
+        assert said in missing(cells, done).sentence
+        assert missing(cells, done).results == 2 * cells - done
+    broken = missing(3, 5, "out of luck")
+    assert "since 1 of 3 cells broke off (out of luck); 1 of 6 results are missing: c (1 of 2)." in broken.sentence
 
 
 def test_one_failure_by_every_method_is_told_once() -> None:
@@ -145,6 +220,12 @@ def test_better_is_higher_and_slower_is_to_the_right() -> None:
     assert {"1", "10", "100"} <= {label for _, label in found.x_ticks}
 
 
+def test_no_line_joins_a_method_to_itself() -> None:
+    found = plot([line("a", 31, 1), line("b", 30, 10)], ["a", "b"])
+    assert found is not None
+    assert found.front == ""
+
+
 def test_one_method_alone_is_plotted() -> None:
     found = plot([line("a", 30, 1)], ["a"])
     assert found is not None
@@ -188,7 +269,20 @@ def test_text_is_escaped_and_a_missing_input_costs_no_page(page: Path) -> None:
     assert not (page.parent / "sheet.png").exists()
 
 
-@pytest.mark.parametrize("width", [500, 1300])
+def test_only_a_line_that_is_drawn_is_explained(page: Path) -> None:
+    assert "The dashed line" in page.read_text()
+    rows, provenance = comparison.read(page.parent / comparison.TABLE)
+    for one in rows:
+        one["method_seconds"] = 100.0 - (one["psnr_denoised_db"] or 0)  # the better, the faster
+    comparison.write(page.parent / comparison.TABLE, rows, provenance)
+    write_summary(page.parent)
+    html = page.read_text()
+    assert html.count("<circle") == len(NAMES)
+    assert "dashed line" not in html
+    assert '<path class="front"' not in html
+
+
+@pytest.mark.parametrize("width", [500, 1000, 1300, 1700])
 def test_a_browser_shows_it_without_complaint(chromium: Any, page: Path, width: int) -> None:
     tab = chromium.new_page(viewport={"width": width, "height": 900})
     complaints: list[str] = []
@@ -199,5 +293,7 @@ def test_a_browser_shows_it_without_complaint(chromium: Any, page: Path, width: 
     assert tab.locator("svg.plot circle").count() == len(NAMES)
     assert tab.locator("section#figures tbody tr").count() == 1 + len(NAMES) + 1
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    table = tab.locator("section#figures .scroll")
+    assert width < 900 or table.evaluate("found => found.scrollWidth <= found.clientWidth"), "all columns are seen"
     assert complaints == []
     tab.close()

@@ -422,6 +422,55 @@ def test_giants_beside_a_reference_hinder_no_score(settings: Settings, tmp_path:
     assert row["psnr_denoised_db"] > row["psnr_noisy_db"] + 6
 
 
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_values_without_photons_stay_and_are_noted(settings: Settings, dtype: str) -> None:
+    settings = replace(settings, method="none", noise="poisson:30", crop=64)
+    clean = np.rint(100 * ramp(64, 64) - 20).astype(dtype)
+    around = np.full((128, 128), 1000, dtype)  # which is cut off, and decides no peak
+    around[32:96, 32:96] = clean
+    around[32] = np.nan if dtype == "float32" else -20
+    clean = around[32:96, 32:96]
+    row, result = steps(settings, around)
+    below = int(np.count_nonzero(clean < 0))
+    assert f"{below:,} values below 0 have no photons and got no Poisson noise" in row["note"]
+    assert result[clean <= 0] == pytest.approx(clean[clean <= 0], abs=1e-5)
+    lit = np.isfinite(clean) & (clean > 0)
+    peak = 32767 if dtype == "int16" else 80
+    scaled = (result[lit].astype(float) - clean[lit]) ** 2 / (clean[lit].astype(float) * peak / 30)
+    assert scaled.mean() == pytest.approx(
+        1, abs=0.2 if dtype == "float32" else 0.5
+    )  # few photons of int16: a long tail
+
+
+@pytest.mark.parametrize("kind", ["poisson:30", "poisson-gauss:30/5"])
+@pytest.mark.parametrize(("dtype", "value"), [("float32", -3), ("float32", 0), ("int32", 0), ("int16", -3)])
+def test_an_image_without_photons_is_a_failed_row(settings: Settings, dtype: str, value: int, kind: str) -> None:
+    pixels = np.full((32, 32), value, dtype)
+    pixels[3:9] -= 1
+    with pytest.raises(AssertionError, match="no value of the image is above 0: add gauss noise instead"):
+        steps(replace(settings, noise=kind, method="none"), pixels)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+def test_a_black_image_of_a_type_with_a_range_has_no_photon_noise(settings: Settings, dtype: str) -> None:
+    row, result = steps(replace(settings, noise="poisson:30", method="none"), np.zeros((32, 32), dtype))
+    assert row["note"] is None
+    assert not result.any()
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32", "uint32"])
+def test_noise_is_clipped_to_the_range_of_the_type_or_of_the_image(settings: Settings, dtype: str) -> None:
+    low, high = RANGES[dtype]
+    clean = (low + (high - low) * ramp()).astype(dtype)
+    for kind in ("gauss:50", "poisson:5"):
+        _, result = steps(replace(settings, noise=kind, method="none", clip_noise=True), clean)
+        limits = (-32768, 32767) if dtype == "int16" else (clean.min(), clean.max())
+        assert result.max() == pytest.approx(limits[1])
+        assert result.min() >= limits[0]
+        _, free = steps(replace(settings, noise=kind, method="none"), clean)
+        assert (free.max() > limits[1]) == (dtype != "int16")
+
+
 @pytest.mark.parametrize("method", ["none", "nl-bayes"])
 def test_what_only_other_pixels_lose_is_noted_with_them(settings: Settings, method: str) -> None:
     pixels = np.random.default_rng(0).normal(1000, 20, (32, 32)).astype(np.uint16)

@@ -17,6 +17,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from denoise_core.methods.turns import turn
+from denoise_core.methods.zs_fit.common_noise import CommonNoise
 
 ALPHA = 0.5
 TARGET_VARIANCE = 1 + 1 / ALPHA**2  # of the noise in z − n/α
@@ -46,11 +47,13 @@ class Pair:
     valid: Tensor
     place: tuple[int, int, int] = (0, 0, 0)  # frame, first row and first column in the stack
     variance: float = 1.0  # v of the image's noise, for which the target z − v n/α is independent of the source
+    expected: float = 1.0  # mean variance of the image's noise by its model
+    common: Tensor | float = 0.0  # (C, H, W): what both noises had in common, taken off the target
 
     @property
     def noise(self) -> Tensor:
         """What was added to split the image: (C, H, W), standard normal."""
-        return (self.source - self.target) / (ALPHA + self.variance / ALPHA)
+        return (self.source - self.target - self.common) / (ALPHA + self.variance / ALPHA)
 
     @property
     def passed(self) -> Tensor:
@@ -66,6 +69,12 @@ class Pair:
         """
         more = (variance - self.variance) / ALPHA
         return replace(self, target=self.target - more * self.noise, variance=variance)
+
+    def without(self, common: CommonNoise) -> Pair:
+        """The pair with the target less what its noise has in common with the source's."""
+        found = common(self.source, self.estimate)
+        expected = (common.variance(self.estimate) * self.valid).mean() / self.valid.mean().clamp_min(1e-6)
+        return replace(self, target=self.target - found, common=found, expected=float(expected))
 
     @property
     def judged(self) -> int:
@@ -91,16 +100,18 @@ def recorrupt(
     frames: Sequence[int],
     *,
     place: tuple[int, int, int] = (0, 0, 0),
+    common: CommonNoise | None = None,
 ) -> list[Pair]:
     """Pairs of `frames` of z (F, C, H, W), whose `valid` is (F, 1, H, W), by `noise`, standard normal, of z's shape.
 
-    `estimate` sees all frames recorrupted. z lies at `place` in its stack.
+    `estimate` sees all frames recorrupted. z lies at `place` in its stack. `common` is for noise that is not normal.
     """
     source = z + ALPHA * noise
     found = estimate(source / LEVEL) * LEVEL
     target = z - noise / ALPHA
     first, top, left = place
-    return [Pair(source[f], found[f], target[f], valid[f], (first + f, top, left)) for f in frames]
+    pairs = [Pair(source[f], found[f], target[f], valid[f], (first + f, top, left)) for f in frames]
+    return pairs if common is None else [pair.without(common) for pair in pairs]
 
 
 def independent(pairs: Sequence[Pair]) -> list[Pair]:
@@ -116,15 +127,35 @@ def independent(pairs: Sequence[Pair]) -> list[Pair]:
         return list(pairs)
     taken = sum(float(((pair.estimate - pair.source).square() * pair.valid).sum()) for pair in pairs) / weight
     variance = (taken - passed * LEVEL**2) / (1 - 2 * passed) - ALPHA**2 + LOWER * passed
-    if abs(variance - 1) <= SURE + PASSED * passed:
+    more = variance - sum(pair.expected for pair in pairs) / len(pairs)
+    if abs(more) <= SURE + PASSED * passed:
         return list(pairs)
-    return [pair.with_variance(variance) for pair in pairs]
+    return [pair.with_variance(1 + more) for pair in pairs]
 
 
 def share_passed(pairs: Sequence[Pair]) -> float:
     """Which share of the noise the estimates of pairs let pass, at least 0, by what they follow of the noise that was added."""
     weight = sum(float(pair.valid.sum()) * len(pair.source) for pair in pairs)
     return max(0.0, sum(float((pair.passed * pair.valid).sum()) for pair in pairs) / max(weight, 1.0))
+
+
+def in_common(pairs: Sequence[Pair]) -> tuple[float, float]:
+    """What the targets of pairs follow of their sources' noise, and of its square: slopes, 0 where the noise is as modelled.
+
+    A posterior mean errs by as much as it follows the noise, so that its own error cancels in the first.
+    """
+    weights = torch.cat([pair.valid.expand_as(pair.source).flatten() for pair in pairs])
+    taken = torch.cat([(pair.source - pair.estimate).flatten() for pair in pairs])
+    missed = torch.cat([(pair.target - pair.estimate).flatten() for pair in pairs])
+    total = weights.sum().clamp_min(1.0)
+
+    def mean(x: Tensor) -> Tensor:
+        return (x * weights).sum() / total
+
+    squared = taken.square() - mean(taken.square())
+    squared -= taken * (mean(squared * taken) / mean(taken.square()))
+    first, second = (float(mean(missed * each) / mean(each.square())) for each in (taken, squared))
+    return first, second
 
 
 def held_out_errors(pair: Pair, result: Tensor) -> Tensor:

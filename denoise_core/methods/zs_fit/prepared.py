@@ -16,18 +16,29 @@ from denoise_core.methods import OnStep, Pixels, Step
 from denoise_core.methods.frames import Stack, chosen
 from denoise_core.methods.zs_fit.application import MOST_CHANNELS, estimated, to_tensor
 from denoise_core.methods.zs_fit.channels import least_noise
+from denoise_core.methods.zs_fit.common_noise import CommonNoise
 from denoise_core.methods.zs_fit.noise_level import NoiseLevel, Stabiliser, by_details, estimate, thinned
-from denoise_core.methods.zs_fit.pairs import BLOCK, Pair, independent, means_of_blocks, recorrupt, wins
+from denoise_core.methods.zs_fit.pairs import (
+    ALPHA,
+    BLOCK,
+    Pair,
+    in_common,
+    independent,
+    means_of_blocks,
+    recorrupt,
+    wins,
+)
 
 LEAST_SIDE = 64  # of an image that a network is fitted to
 WINDOW_SIDE = 256
 LONGEST = 32  # frames that are estimated together ...
 LONGEST_VALUES = 48_000_000  # ... and values of them: twice as many frames are in memory at once
 MOST_CLIPPED = 0.005  # of the pixels; above it, recorrupted windows do not stand for the image: no network is fitted
+# What targets may follow of their sources' noise and of its square, beyond what is known: see `in_common`.
+MOST_FOLLOWED, MOST_OF_SQUARE = 0.03, 0.05
 CUT_OFF_REACH = 1  # pixels around one where noise was cut off that do not count either
-DARK = 5.0  # the percentile of the noisy pixels that has to have ...
+LEAST_PHOTONS = 1.0  # of half the pixels at least, read noise included
 STEPS = 1.5  # between values, of noise that recorruption may take for continuous
-LEAST_PHOTONS = 3.0  # ... so many photons, read noise included
 FRAMES_LOOKED_AT = 8
 LEAST_LOOKED_AT, DETAILS_OF = 1024, 512  # pixels of frames that tell, and the side of what is looked at in each
 STILL = 0.06  # correlation of neighbouring pixels, above which a difference of frames is more than noise
@@ -47,9 +58,8 @@ class Prepared:
     def not_fitted_to(self, window: int) -> str | None:
         """Why no network is fitted to it, if none is: its noise, once stabilised, is not what recorruption takes it for.
 
-        Not where much of the noise was cut off. And not where a part of the image has too few photons: their noise stays below
-        variance 1 there, recorrupted copies are no longer independent, and fits and their judgement go wrong together. Nor
-        where many frames are estimated together: a window would cost as many estimates.
+        Not where much of the noise was cut off, nor where most pixels hold less than a photon. Nor where many frames are
+        estimated together: a window would cost as many estimates.
         """
         if min(self.noisy.shape[1:3]) < LEAST_SIDE:
             return f"smaller than {LEAST_SIDE} pixels"
@@ -60,9 +70,20 @@ class Prepared:
         if self.noise.gain == 0:
             fine = self.stabiliser.spread >= STEPS * self.noise.step
             return None if fine else "its noise is hardly more than the steps between values"
-        dark = float(np.percentile(thinned(self.noisy), DARK))
-        enough = (dark - self.stabiliser.black) / self.stabiliser.gain + self.stabiliser.spread >= LEAST_PHOTONS
-        return None if enough else f"less than {LEAST_PHOTONS:g} photons in its dark parts"
+        middle = float(np.median(thinned(self.noisy)))
+        enough = (middle - self.stabiliser.black) / self.stabiliser.gain + self.stabiliser.spread >= LEAST_PHOTONS
+        return None if enough else f"less than {LEAST_PHOTONS:g} photon in most pixels"
+
+    def follows(self, pairs: Sequence[Pair]) -> float | None:
+        """What the targets of these pairs of it follow of their sources' noise; None where fits to them would go wrong.
+
+        Where photons are few, or a detector adds what is not known, their noise is not close enough to its model; normal noise
+        was not seen to be so.
+        """
+        if self.noise.gain == 0:
+            return 0.0
+        follows, of_square = in_common(pairs)
+        return follows if follows <= MOST_FOLLOWED and abs(of_square) <= MOST_OF_SQUARE else None
 
     def best_window(self, generator: torch.Generator, on_step: OnStep) -> int:
         """How many frames to estimate together: one, as many as make one image, or a long window, by the held-out loss."""
@@ -111,6 +132,7 @@ class Prepared:
         wanted = number * copies
         number = min(number, frames * (height // tall) * (width // wide))
         copies = max(copies, wanted // number // 2)
+        common = CommonNoise.of(self.stabiliser, ALPHA)
         pairs: list[Pair] = []
         done = copy = 0
 
@@ -127,7 +149,7 @@ class Prepared:
                 noise = torch.randn(z.shape, generator=generator).to(z.device)
                 place = first, top, left
                 estimate_of = functools.partial(estimated, window=window, check=check)
-                pairs += recorrupt(z, valid, noise, estimate_of, [frame - first], place=place)
+                pairs += recorrupt(z, valid, noise, estimate_of, [frame - first], place=place, common=common)
                 on_step(Step(done * copies + copy + 1, number * copies, None))
         return independent(pairs)
 

@@ -1,0 +1,102 @@
+"""What the noises of a recorrupted pair have in common where the noise is of photons.
+
+Of z + αn and z − n/α the noises are independent if z's noise is normal with variance 1. Stabilised photon noise is neither
+quite: skewed, below variance 1 where photons are few, and of steps. What one pixel's source then tells of its own target's
+noise is known, since the distribution is: with ν the noise of z at a pixel of mean λ and s = ν + αn that of its source, the
+target's has the conditional mean E[ν | s] (1 + 1/α²) − s/α². A network would learn it, as it is the same all over the image,
+and a judgement by such targets would reward it. Taken off the target, nothing of it is left to learn.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.stats import poisson
+from torch import Tensor
+
+from denoise_core.methods.zs_fit.noise_level import Stabiliser
+
+Floats = npt.NDArray[np.float64]
+
+LEAST, MOST = 0.02, 100.0  # photons: of the darkest mean, and of the brightest, whose noise is all but normal
+MEANS, NOISES = 160, 97  # of the table
+WIDEST = 6.0  # noise of a source, in standard deviations: more counts as so much
+NODES = 9  # of the read noise's quadrature
+
+
+@dataclass(frozen=True, eq=False)
+class CommonNoise:
+    """`table` (`MEANS`, `NOISES`) over means of z from `least` to `most`, and over noises of the source to ± `widest`.
+
+    `variances` (`MEANS`) are those of z's noise.
+    """
+
+    table: Tensor
+    variances: Tensor
+    least: float
+    most: float
+    widest: float
+
+    @classmethod
+    def of(cls, stabiliser: Stabiliser, alpha: float) -> CommonNoise | None:
+        """That of an image whose noise this stabilises; None where it is not of photons."""
+        if stabiliser.gain == 0:
+            return None
+        table, variances, means = _of_photons(round(stabiliser.spread, 3), alpha)
+        least, most = (float(mean) - stabiliser.centre for mean in (means[0], means[-1]))
+        return cls(table, variances, least, most, WIDEST * math.sqrt(1 + alpha**2))
+
+    def __call__(self, source: Tensor, estimate: Tensor) -> Tensor:
+        """Its conditional mean for every pixel of a source (C, H, W), the mean there being what the estimate says."""
+        table = self.table.to(source.device)
+        down = (estimate - self.least) * (2 / (self.most - self.least)) - 1
+        across = (source - estimate) / self.widest
+        places = torch.stack((across, down), dim=-1).flatten(0, 1)[None]  # grid_sample's x comes first
+        found = torch.nn.functional.grid_sample(
+            table[None, None], places, mode="bilinear", padding_mode="border", align_corners=True
+        )
+        return found.view_as(source)
+
+    def variance(self, estimate: Tensor) -> Tensor:
+        """The variance of z's noise for every pixel, the mean there being what the estimate (C, H, W) says."""
+        row = ((estimate - self.least) * ((MEANS - 1) / (self.most - self.least))).clamp(0, MEANS - 1)
+        below = row.floor().long().clamp_max(MEANS - 2)
+        variances = self.variances.to(estimate.device)
+        return torch.lerp(variances[below], variances[below + 1], row - below)
+
+
+@functools.lru_cache(maxsize=64)
+def _of_photons(spread: float, alpha: float) -> tuple[Tensor, Tensor, Floats]:
+    """The table for photons with Gaussian noise of variance `spread` (photons²) beside, and its means, where no photons are 0."""
+    stabiliser = Stabiliser(1.0, 0.0, spread, 0.0)
+    counts = np.arange(int(MOST + 10 * math.sqrt(MOST)) + 1, dtype=np.float64)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES if spread > 0 else 1)
+    values = stabiliser.forward((counts[:, None] + math.sqrt(spread) * nodes).astype(np.float32)).astype(np.float64)
+
+    def probabilities(mean: float) -> Floats:
+        found: Floats = poisson.pmf(counts, mean)[:, None] * (weights / weights.sum())
+        return found
+
+    photons = np.concatenate(([0.0], np.geomspace(LEAST, MOST, 400)))
+    of_z = np.array([float((probabilities(mean) * values).sum()) for mean in photons])
+    means = np.linspace(of_z[0], of_z[-1], MEANS)
+    rows = [_row(values, probabilities(float(np.interp(mean, of_z, photons))), mean, alpha) for mean in means]
+    table, variances = (torch.from_numpy(np.array(column)).float() for column in zip(*rows, strict=True))
+    return table, variances, means
+
+
+def _row(values: Floats, probabilities: Floats, mean: float, alpha: float) -> tuple[Floats, float]:
+    """E[ν | s] (1 + 1/α²) − s/α² over the noises s of a source, and ν's variance, for z of these values and probabilities."""
+    noises = np.linspace(-WIDEST, WIDEST, NOISES) * math.sqrt(1 + alpha**2)
+    likely = probabilities > 1e-12
+    noise = values[likely] - mean
+    # Of each noise of z, how likely it is behind each of the source's; scaled so that the most likely one is 1.
+    log = np.log(probabilities[likely]) - ((noises[:, None] - noise) / alpha) ** 2 / 2
+    behind = np.exp(log - log.max(axis=1, keepdims=True))
+    row: Floats = (behind * noise).sum(axis=1) / behind.sum(axis=1) * (1 + 1 / alpha**2) - noises / alpha**2
+    return row, float((probabilities[likely] * noise**2).sum())

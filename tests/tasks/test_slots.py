@@ -260,6 +260,7 @@ def test_each_fit_has_a_device_of_its_own(settings: Settings, monkeypatch: pytes
     inside: list[str] = []
     seen: list[tuple[str, ...]] = []
     full = threading.Barrier(6, timeout=30)
+    entered = threading.Semaphore(0)
 
     def fit(wait: bool) -> None:
         with hold_slot(many) as slot:
@@ -267,6 +268,7 @@ def test_each_fit_has_a_device_of_its_own(settings: Settings, monkeypatch: pytes
             with lock:
                 inside.append(slot.settings.device.name)
                 seen.append(tuple(sorted(inside)))
+            entered.release()
             if wait:
                 full.wait()
             time.sleep(0.02)
@@ -277,6 +279,8 @@ def test_each_fit_has_a_device_of_its_own(settings: Settings, monkeypatch: pytes
         threads = [threading.Thread(target=fit, args=(round_of == 6,)) for _ in range(round_of)]
         for thread in threads:
             thread.start()
+            if round_of == 6:
+                assert entered.acquire(timeout=30), "one after another, so that their order is known"
         for thread in threads:
             thread.join(30)
     assert max(seen, key=len) == ("cuda:0", "cuda:0", "cuda:1", "cuda:1", "cuda:2", "cuda:2")

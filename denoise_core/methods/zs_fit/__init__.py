@@ -32,7 +32,7 @@ from denoise_core.methods.zs_fit.channels import arrange
 from denoise_core.methods.zs_fit.fitting import Fitted, Plan, Size, derived_seed, fit, in_threads
 from denoise_core.methods.zs_fit.network import self_ensemble
 from denoise_core.methods.zs_fit.noise_level import NoiseLevel
-from denoise_core.methods.zs_fit.pairs import ALPHA, LEVEL, Pair, held_out_errors, share_passed, wins
+from denoise_core.methods.zs_fit.pairs import ALPHA, Pair, held_out_errors, share_passed, wins
 from denoise_core.methods.zs_fit.prepared import alike, noise_of_frames, prepare, unlike
 
 
@@ -202,13 +202,12 @@ def _denoise(
     if (fit_own or model is not None) and remark is None:
         number, copies = (plans.own_windows, plans.own_copies) if fit_own else (1, 1)
         pairs = prepared.pairs(number, copies, window=window, generator=generator, on_step=share.part(0.05, 0.2))
-        follows = prepared.follows(pairs)
-        if follows is None:
+        if not prepared.are_as_modelled(pairs):
             remark = "its noise is not close enough to the model of photons"
         else:
             show = share.part(0.2, 0.4)
             kept, own, steps, restarts = _best(
-                pairs, follows, plans, model, fit_own=fit_own, seed=seed, device=device, on_step=show
+                pairs, plans, model, fit_own=fit_own, seed=seed, device=device, on_step=show
             )
     fitted_at = time.perf_counter()
     show = share.part(0.4, 1.0)
@@ -264,7 +263,7 @@ def fit_directory(
             return []
         generator = torch.Generator().manual_seed(derived_seed("directory", seed, number))
         found = prepared.pairs(each, plans.shared_copies, window=1, generator=generator, on_step=on_window)
-        return [] if prepared.follows(found) is None else found
+        return found if prepared.are_as_modelled(found) else []
 
     looked_at = 0
     pairs: list[Pair] = []
@@ -321,7 +320,6 @@ def _apart(
 
 def _best(
     pairs: list[Pair],
-    follows: float,
     plans: Preset,
     model: Fitted | None,
     *,
@@ -334,8 +332,7 @@ def _best(
 
     Of the networks that win significantly over the estimate, the one with the least error; if none does, the estimate. A
     network that takes noise over with the wrong sign, which the best estimate never does, has found an error of the noise
-    level, and nothing of the image. Where targets follow their sources' noise (`Prepared.follows`), a network gains by
-    following it likewise, which tells nothing of it either.
+    level, and nothing of the image.
     """
     steps = restarts = 0
     networks: dict[str, Fitted] = {}
@@ -363,7 +360,6 @@ def _best(
     least, passed = errors.mean(), share_passed(pairs)
     for name, network in networks.items():
         found, more = _held_out(pairs, network, device, check)
-        found = found + 2 * LEVEL**2 * max(0.0, more * follows)
         if wins(found, errors) and found.mean() < least and passed + more >= 0:
             kept, least = name, found.mean()
     return kept, networks.get(kept), steps, restarts

@@ -23,17 +23,19 @@ from denoise_core.methods.zs_fit.noise_level import Stabiliser
 
 Floats = npt.NDArray[np.float64]
 
-LEAST, MOST = 0.02, 100.0  # photons: of the darkest mean, and of the brightest, whose noise is all but normal
+MOST = 100.0  # photons of the brightest mean in the table; of more, what is common falls as the noise's skewness does
 MEANS, NOISES = 160, 97  # of the table
 WIDEST = 6.0  # noise of a source, in standard deviations: more counts as so much
-NODES = 9  # of the read noise's quadrature
+NODES = 25  # of the read noise's quadrature: closer together than what is added is wide
+MOST_READ_NOISE = 1000.0  # variance, photons²: with more, the noise is all but normal
 
 
 @dataclass(frozen=True, eq=False)
 class CommonNoise:
     """`table` (`MEANS`, `NOISES`) over means of z from `least` to `most`, and over noises of the source to ± `widest`.
 
-    `variances` (`MEANS`) are those of z's noise.
+    `variances` (`MEANS`) are those of z's noise. The means lie closer where photons are few: their distances from the least one
+    are as squares. `centre` is what was taken off z.
     """
 
     table: Tensor
@@ -41,33 +43,42 @@ class CommonNoise:
     least: float
     most: float
     widest: float
+    centre: float
 
     @classmethod
     def of(cls, stabiliser: Stabiliser, alpha: float) -> CommonNoise | None:
         """That of an image whose noise this stabilises; None where it is not of photons."""
-        if stabiliser.gain == 0:
+        if stabiliser.gain == 0 or stabiliser.spread > MOST_READ_NOISE:
             return None
-        table, variances, means = _of_photons(round(stabiliser.spread, 3), alpha)
+        table, variances, means = _of_photons(
+            float(f"{stabiliser.spread:.2g}") if stabiliser.spread > 1e-3 else 0.0, alpha
+        )
         least, most = (float(mean) - stabiliser.centre for mean in (means[0], means[-1]))
-        return cls(table, variances, least, most, WIDEST * math.sqrt(1 + alpha**2))
+        return cls(table, variances, least, most, WIDEST * math.sqrt(1 + alpha**2), stabiliser.centre)
 
     def __call__(self, source: Tensor, estimate: Tensor) -> Tensor:
         """Its conditional mean for every pixel of a source (C, H, W), the mean there being what the estimate says."""
         table = self.table.to(source.device)
-        down = (estimate - self.least) * (2 / (self.most - self.least)) - 1
         across = (source - estimate) / self.widest
-        places = torch.stack((across, down), dim=-1).flatten(0, 1)[None]  # grid_sample's x comes first
+        places = torch.stack((across, 2 * self._row(estimate) - 1), dim=-1).flatten(0, 1)[
+            None
+        ]  # grid_sample's x comes first
         found = torch.nn.functional.grid_sample(
             table[None, None], places, mode="bilinear", padding_mode="border", align_corners=True
         )
-        return found.view_as(source)
+        brightest = self.most + self.centre
+        return found.view_as(source) * (brightest / (estimate + self.centre).clamp_min(brightest))
 
     def variance(self, estimate: Tensor) -> Tensor:
         """The variance of z's noise for every pixel, the mean there being what the estimate (C, H, W) says."""
-        row = ((estimate - self.least) * ((MEANS - 1) / (self.most - self.least))).clamp(0, MEANS - 1)
+        row = self._row(estimate) * (MEANS - 1)
         below = row.floor().long().clamp_max(MEANS - 2)
         variances = self.variances.to(estimate.device)
         return torch.lerp(variances[below], variances[below + 1], row - below)
+
+    def _row(self, estimate: Tensor) -> Tensor:
+        """Where the table has these means, from 0 to 1."""
+        return ((estimate - self.least) / (self.most - self.least)).clamp(0, 1).sqrt()
 
 
 @functools.lru_cache(maxsize=64)
@@ -82,9 +93,9 @@ def _of_photons(spread: float, alpha: float) -> tuple[Tensor, Tensor, Floats]:
         found: Floats = poisson.pmf(counts, mean)[:, None] * (weights / weights.sum())
         return found
 
-    photons = np.concatenate(([0.0], np.geomspace(LEAST, MOST, 400)))
+    photons = np.concatenate(([0.0], np.geomspace(1e-4, MOST, 500)))
     of_z = np.array([float((probabilities(mean) * values).sum()) for mean in photons])
-    means = np.linspace(of_z[0], of_z[-1], MEANS)
+    means = of_z[0] + (of_z[-1] - of_z[0]) * np.linspace(0, 1, MEANS) ** 2
     rows = [_row(values, probabilities(float(np.interp(mean, of_z, photons))), mean, alpha) for mean in means]
     table, variances = (torch.from_numpy(np.array(column)).float() for column in zip(*rows, strict=True))
     return table, variances, means

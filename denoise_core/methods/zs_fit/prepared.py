@@ -35,9 +35,10 @@ LONGEST = 32  # frames that are estimated together ...
 LONGEST_VALUES = 48_000_000  # ... and values of them: twice as many frames are in memory at once
 MOST_CLIPPED = 0.005  # of the pixels; above it, recorrupted windows do not stand for the image: no network is fitted
 # What targets may follow of their sources' noise and of its square, beyond what is known: see `in_common`.
-MOST_FOLLOWED, MOST_OF_SQUARE = 0.03, 0.05
+MOST_FOLLOWED, LEAST_OF_SQUARE, MOST_OF_SQUARE = 0.1, -0.02, 0.05
 CUT_OFF_REACH = 1  # pixels around one where noise was cut off that do not count either
-LEAST_PHOTONS = 1.0  # of half the pixels at least, read noise included
+DARK = 5.0  # the percentile of the noisy pixels that has to have ...
+LEAST_PHOTONS = 3.0  # ... so many photons, read noise included
 STEPS = 1.5  # between values, of noise that recorruption may take for continuous
 FRAMES_LOOKED_AT = 8
 LEAST_LOOKED_AT, DETAILS_OF = 1024, 512  # pixels of frames that tell, and the side of what is looked at in each
@@ -58,8 +59,9 @@ class Prepared:
     def not_fitted_to(self, window: int) -> str | None:
         """Why no network is fitted to it, if none is: its noise, once stabilised, is not what recorruption takes it for.
 
-        Not where much of the noise was cut off, nor where most pixels hold less than a photon. Nor where many frames are
-        estimated together: a window would cost as many estimates.
+        Not where much of the noise was cut off. And not where a part of the image has too few photons: an error of the model
+        weighs most there, and fits and their judgement go wrong together. Nor where many frames are estimated together: a
+        window would cost as many estimates.
         """
         if min(self.noisy.shape[1:3]) < LEAST_SIDE:
             return f"smaller than {LEAST_SIDE} pixels"
@@ -70,20 +72,19 @@ class Prepared:
         if self.noise.gain == 0:
             fine = self.stabiliser.spread >= STEPS * self.noise.step
             return None if fine else "its noise is hardly more than the steps between values"
-        middle = float(np.median(thinned(self.noisy)))
-        enough = (middle - self.stabiliser.black) / self.stabiliser.gain + self.stabiliser.spread >= LEAST_PHOTONS
-        return None if enough else f"less than {LEAST_PHOTONS:g} photon in most pixels"
+        dark = float(np.percentile(thinned(self.noisy), DARK))
+        enough = (dark - self.stabiliser.black) / self.stabiliser.gain + self.stabiliser.spread >= LEAST_PHOTONS
+        return None if enough else f"less than {LEAST_PHOTONS:g} photons in its dark parts"
 
-    def follows(self, pairs: Sequence[Pair]) -> float | None:
-        """What the targets of these pairs of it follow of their sources' noise; None where fits to them would go wrong.
+    def are_as_modelled(self, pairs: Sequence[Pair]) -> bool:
+        """Whether the noise of its pairs is close enough to the model for fits to them, and their judgement, to be right.
 
-        Where photons are few, or a detector adds what is not known, their noise is not close enough to its model; normal noise
-        was not seen to be so.
+        Of photons it is not where they are very few, or where a detector adds what is not known.
         """
         if self.noise.gain == 0:
-            return 0.0
-        follows, of_square = in_common(pairs)
-        return follows if follows <= MOST_FOLLOWED and abs(of_square) <= MOST_OF_SQUARE else None
+            return True
+        slope, on_square = in_common(pairs)
+        return slope <= MOST_FOLLOWED and LEAST_OF_SQUARE <= on_square <= MOST_OF_SQUARE
 
     def best_window(self, generator: torch.Generator, on_step: OnStep) -> int:
         """How many frames to estimate together: one, as many as make one image, or a long window, by the held-out loss."""

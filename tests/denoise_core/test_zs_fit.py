@@ -437,16 +437,32 @@ def test_a_dark_background_of_few_photons_is_not_fitted_to(clean: Pixels) -> Non
     assert "photons" in str(dark.not_fitted_to(1))
 
 
-def test_photons_that_a_detector_multiplies_at_random_are_not_fitted_to(clean: Pixels) -> None:
-    """As a photomultiplier does: not what the model says, which targets and judgement rest on."""
-    rng = np.random.default_rng(0)
-    photons = rng.poisson(clean[..., 1:2] * 40)
-    y = np.where(photons > 0, rng.gamma(np.maximum(photons, 1), 20.0), 0.0) + rng.normal(3, 0.5, photons.shape)
-    found = zs_fit.denoise(y.astype(np.float32), preset="fast", seed=0, device=CPU, on_step=quiet)
-    assert found.noise is not None
-    assert found.noise.gain > 0
+@pytest.mark.parametrize(
+    ("slope", "on_square", "fine"),
+    [(0.0, 0.0, True), (0.08, 0.0, True), (0.2, 0.0, False), (0.0, 0.04, True), (0.0, 0.1, False), (0.0, -0.05, False)],
+)
+def test_targets_that_follow_the_noise_of_photons_too_far_are_not_fitted_to(
+    clean: Pixels, slope: float, on_square: float, fine: bool
+) -> None:
+    """As where a detector multiplies each photon at random, which the model does not know."""
+    level = NoiseLevel(1 / 200, 0.0, -math.inf, math.inf, 0.0)
+    prepared = Prepared(clean, level, Stabiliser.of(level, clean), CPU)
+    pair = pair_of(clean, 0, bias=0.0)
+    noise = pair.source - pair.estimate
+    follows = slope * noise + on_square * (noise.square() - noise.square().mean())
+    pairs = [replace(pair, target=pair.target + follows)]
+    assert prepared.are_as_modelled(pairs) == fine
+    normal = replace(prepared, noise=replace(level, gain=0.0, offset=0.01))
+    assert normal.are_as_modelled(pairs), "of normal noise nothing is asked: texture looks like it"
+
+
+def test_where_the_noise_is_not_as_modelled_the_result_says_so(clean: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Prepared, "are_as_modelled", lambda *_: False)
+    y = noisy_of(clean * np.float32(0.5) + np.float32(0.3), "poisson:200")
+    found = zs_fit.denoise(y, preset="fast", seed=0, device=CPU, on_step=quiet)
     assert (found.kept, found.steps) == ("estimate", 0)
-    assert "not close enough to the model" in str(found.remark)
+    assert found.remark == "no network: its noise is not close enough to the model of photons"
+    assert zs_fit.fit_directory([lambda: y], preset="fast", seed=0, device=CPU, on_step=quiet) is None
 
 
 def test_a_shared_network_takes_nothing_from_images_of_photons(photo: np.ndarray) -> None:

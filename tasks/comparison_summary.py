@@ -12,10 +12,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from tasks.table import DONE, FAILED, Row
+from tasks.table import DONE, FAILED, NOT_SCORED, Row
 
 NOISY = "noisy"
-NOT_SCORED = "not scored: "  # as `load` begins its remark
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tasks.faults import SourceChanged
 from tasks.intensities import Intensities
 from tasks.settings import Settings
 from tasks.steps import STEP
-from tasks.table import fill
+from tasks.table import NOT_SCORED, fill
 from tasks.work import Work, guarded, open_below, read_below
 
 # Noisy, denoised, and the method's own: 16 bytes a sample of uint16 in all, as benchmarks/NOTES.md measured.
@@ -51,7 +51,7 @@ def load(work: Work, settings: Settings, *, step: str = "load") -> None:  # noqa
             try:
                 work.clean = intensities.unit(_reference(work, image, settings))
             except NoReference as reason:
-                notes.append(f"not scored: {reason}")
+                notes.append(f"{NOT_SCORED}{reason}")
         work.image, work.intensities, work.noisy = image, intensities, noisy
         fill(
             work.row,

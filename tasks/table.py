@@ -24,6 +24,9 @@ Row = dict[str, Any]
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 
+NOT_SCORED = "not scored: "
+"""So begins the note of an image that its reference cannot be held against."""
+
 
 class Column(NamedTuple):
     """A column of the results table; ``kind`` names its Arrow type."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from denoise_core.noise.kinds import KINDS, UNIT, Mask, Photons
+from denoise_core.noise.kinds import KINDS, Mask, Photons
 from denoise_core.noise.spec import Noise
 
 Pixels = npt.NDArray[np.float32]
@@ -41,18 +41,19 @@ def rng(seed: int, name: str) -> np.random.Generator:
 
 
 def corrupt(
-    clean: Pixels, noise: Noise, rng: np.random.Generator, *, clip: bool = False, photons: Photons = UNIT
+    clean: Pixels, noise: Noise, rng: np.random.Generator, *, clip: bool = False, photons: Photons | None = None
 ) -> Corrupted:
     """Add noise to an image (H, W) or (H, W, C), or to the frames of a stack (F, H, W, C), with values in [0, 1].
 
     Frames get independent noise of one level. The result leaves [0, 1] where the noise does, as in the literature's
-    unclipped protocol, unless `clip` is set. `photons` are the values of no photons and of λ, for the kinds that count them:
-    pixels below the former get no Poisson noise.
+    unclipped protocol, unless `clip` is set. `photons` are the values of no photons and of λ, for the kinds that count them, in
+    place of 0 and 1: pixels below the former get no Poisson noise then.
 
     Raises
     ------
     ValueError
-        For Poisson noise on NaN pixels, JPEG on sides above 65,500 pixels, and an array of another shape.
+        For Poisson noise on NaN pixels, and without `photons` on negative ones, JPEG on sides above 65,500 pixels, and an array
+        of another shape.
     """
     shape = clean.shape
     if not 2 <= len(shape) <= 4:
@@ -67,6 +68,8 @@ def corrupt(
     return Corrupted(noisy.reshape(shape), None if mask is None else mask.reshape(one_channel), spec)
 
 
-def add(clean: Pixels, noise: Noise, rng: np.random.Generator, clip: bool = False, photons: Photons = UNIT) -> Pixels:
+def add(
+    clean: Pixels, noise: Noise, rng: np.random.Generator, clip: bool = False, photons: Photons | None = None
+) -> Pixels:
     """The pixels of `corrupt`."""
     return corrupt(clean, noise, rng, clip=clip, photons=photons).pixels

@@ -37,9 +37,6 @@ class Photons(NamedTuple):
     bright: float | npt.NDArray[np.float64]
 
 
-UNIT = Photons(0.0, 1.0)
-
-
 @dataclass(frozen=True)
 class Parameter:
     """A level: what it says, and its bounds: above 0 and at most `most`; of a `whole` number, 1 at least."""
@@ -84,21 +81,24 @@ def gauss(clean: Pixels, rng: np.random.Generator, sigma: float) -> Drawn:
     return clean + rng.standard_normal(clean.shape, dtype=np.float32) * np.float32(sigma / 255), None
 
 
-def poisson(clean: Pixels, rng: np.random.Generator, peak: float, photons: Photons = UNIT) -> Drawn:
+def poisson(clean: Pixels, rng: np.random.Generator, peak: float, photons: Photons | None = None) -> Drawn:
     """Poisson(λx)/λ, of x that is 0 at `photons.dark` and 1 at `photons.bright`: mean x, variance x/λ.
 
-    Pixels below `photons.dark` have no photons and stay as they are. ValueError for NaN.
+    Pixels below `photons.dark` have no photons and stay as they are; without `photons` x is the pixel, of 0 and above.
+    ValueError for NaN, and then for negative pixels.
     """
-    if np.isnan(clean).any():
-        raise ValueError("Poisson noise needs pixels that are numbers, found NaN.")
-    dark, bright = (np.asarray(value, np.float64) for value in photons)
+    if np.isnan(clean).any() or (photons is None and (clean < 0).any()):
+        raise ValueError("Poisson noise needs pixels of 0 and above, found negative or NaN ones.")
+    dark, bright = (np.asarray(value, np.float64) for value in photons or (0.0, 1.0))
     each = peak / np.where(bright > dark, bright - dark, 1.0)
     noisy = (rng.poisson(np.maximum(clean - dark, 0) * each) / each + dark).astype(np.float32)
     np.copyto(noisy, clean, where=clean <= dark)
     return noisy, None
 
 
-def poisson_gauss(clean: Pixels, rng: np.random.Generator, peak: float, sigma: float, photons: Photons = UNIT) -> Drawn:
+def poisson_gauss(
+    clean: Pixels, rng: np.random.Generator, peak: float, sigma: float, photons: Photons | None = None
+) -> Drawn:
     """The photons of `poisson` and the camera's readout N(0, (σ/255)²), which pixels without photons have, too."""
     counted, _ = poisson(clean, rng, peak, photons)
     return gauss(counted, rng, sigma)

@@ -307,11 +307,20 @@ def test_no_noise_is_a_copy():
 
 
 @pytest.mark.parametrize("text", ["poisson:30", "poisson-gauss:30/5"])
-def test_poisson_noise_refuses_what_is_no_number(text):
+@pytest.mark.parametrize("bad", [-0.5, np.nan])
+def test_poisson_noise_refuses_negative_pixels(text, bad):
+    clean = ramp()
+    clean[3, 4] = bad
+    with pytest.raises(ValueError, match="negative or NaN"):
+        noise.add(clean, noise.parse(text), noise.rng(0, "a"))
+
+
+@pytest.mark.parametrize("text", ["poisson:30", "poisson-gauss:30/5"])
+def test_poisson_noise_refuses_what_is_no_number_wherever_photons_are(text):
     clean = ramp()
     clean[3, 4] = np.nan
-    with pytest.raises(ValueError, match="NaN"):
-        noise.add(clean, noise.parse(text), noise.rng(0, "a"))
+    with pytest.raises(ValueError, match="negative or NaN"):
+        noise.add(clean, noise.parse(text), noise.rng(0, "a"), photons=noise.Photons(-1.0, 1.0))
 
 
 def test_photons_are_between_the_values_that_are_given_for_each_frame():

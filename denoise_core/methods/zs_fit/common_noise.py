@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import poisson
+from scipy.special import gammaln, xlogy
 from torch import Tensor
 
 from denoise_core.methods.zs_fit.noise_level import Stabiliser
@@ -27,7 +27,10 @@ MOST = 100.0  # photons of the brightest mean in the table; of more, what is com
 MEANS, NOISES = 160, 97  # of the table
 WIDEST = 6.0  # noise of a source, in standard deviations: more counts as so much
 NODES = 25  # of the read noise's quadrature: closer together than what is added is wide
-MOST_READ_NOISE = 1000.0  # variance, photons²: with more, the noise is all but normal
+LEAST_READ_NOISE, MOST_READ_NOISE = (
+    1e-3,
+    1000.0,
+)  # variance, photons²: less is none, more makes the noise normal
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,21 +53,19 @@ class CommonNoise:
         """That of an image whose noise this stabilises; None where it is not of photons."""
         if stabiliser.gain == 0 or stabiliser.spread > MOST_READ_NOISE:
             return None
-        table, variances, means = _of_photons(
-            float(f"{stabiliser.spread:.2g}") if stabiliser.spread > 1e-3 else 0.0, alpha
-        )
+        # To three digits, so that images of one level share a table.
+        spread = float(f"{stabiliser.spread:.3g}") if stabiliser.spread > LEAST_READ_NOISE else 0.0
+        table, variances, means = _of_photons(spread, alpha)
         least, most = (float(mean) - stabiliser.centre for mean in (means[0], means[-1]))
         return cls(table, variances, least, most, WIDEST * math.sqrt(1 + alpha**2), stabiliser.centre)
 
     def __call__(self, source: Tensor, estimate: Tensor) -> Tensor:
         """Its conditional mean for every pixel of a source (C, H, W), the mean there being what the estimate says."""
-        table = self.table.to(source.device)
-        across = (source - estimate) / self.widest
-        places = torch.stack((across, 2 * self._row(estimate) - 1), dim=-1).flatten(0, 1)[
-            None
-        ]  # grid_sample's x comes first
+        table = self.table.to(source.device)[None, None]
+        across, down = (source - estimate) / self.widest, 2 * self._row(estimate) - 1
+        places = torch.stack((across, down), dim=-1).view(1, -1, source.shape[-1], 2)
         found = torch.nn.functional.grid_sample(
-            table[None, None], places, mode="bilinear", padding_mode="border", align_corners=True
+            table, places, mode="bilinear", padding_mode="border", align_corners=True
         )
         brightest = self.most + self.centre
         return found.view_as(source) * (brightest / (estimate + self.centre).clamp_min(brightest))
@@ -90,7 +91,8 @@ def _of_photons(spread: float, alpha: float) -> tuple[Tensor, Tensor, Floats]:
     values = stabiliser.forward((counts[:, None] + math.sqrt(spread) * nodes).astype(np.float32)).astype(np.float64)
 
     def probabilities(mean: float) -> Floats:
-        found: Floats = poisson.pmf(counts, mean)[:, None] * (weights / weights.sum())
+        poisson = np.exp(xlogy(counts, mean) - gammaln(counts + 1) - mean)  # importing scipy.stats takes 43 MB
+        found: Floats = poisson[:, None] * (weights / weights.sum())
         return found
 
     photons = np.concatenate(([0.0], np.geomspace(1e-4, MOST, 500)))
